@@ -1,0 +1,51 @@
+# Halftone. `make demo` and `make test` need nothing but Python 3.10 to 3.13 and this file (GNU make 3.81 or newer).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.halftone-installed
+DEMO   := demo-report
+
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
+
+.PHONY: help install demo test quality train-bundled clean
+
+help:
+	@echo "make demo           quantize a small bundled model and write a report to $(DEMO)/"
+	@echo "make test           run the tests"
+	@echo "make quality        ruff, mypy, import-linter"
+	@echo "make train-bundled  make the bundled models from nothing"
+	@echo "make clean          remove caches and build output (keeps $(VENV))"
+
+install: $(STAMP)
+
+# A $(VENV) that is already there is kept and completed; the stamp says that it holds what the two files ask for.
+$(STAMP): pyproject.toml constraints.txt
+	@if test -x $(BIN)/python; then python=$(BIN)/python; else python="$(PYTHON)"; fi; \
+	"$$python" -c '$(SUPPORTED)' 2>/dev/null || { \
+	  echo "Halftone needs Python 3.10 to 3.13, and $$python is `"$$python" --version 2>/dev/null || echo missing`." >&2; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)   (delete $(VENV) first if it exists)" >&2; \
+	  exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/halftone demo --out $(DEMO)
+	@echo "The report is in $(CURDIR)/$(DEMO)"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+quality: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+train-bundled: $(STAMP)
+	$(BIN)/python -m training.make_all
+
+clean:
+	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

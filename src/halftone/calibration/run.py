@@ -1,0 +1,112 @@
+"""Calibration: one call of the unmodified pipeline, in lockstep over all prompts.
+
+Progressive calibration (Tang et al., ECCV 2024, section 3.2): every denoiser call is first observed on the input
+that the already quantized steps produced, then its parameters are fixed, then it runs again, quantized, and only that
+output goes back to the pipeline. The full-precision variant of the baselines observes the float model's own
+trajectory and fixes all parameters afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from halftone.calibration.checkpoint import Checkpoint
+from halftone.calibration.lockstep import FullPrecisionLockstep, Lockstep, ProgressiveLockstep
+from halftone.calibration.pipeline_call import call_pipeline
+from halftone.calibration.settings import CalibrationResult, CalibrationSettings
+from halftone.calibration.trace import Trace
+from halftone.denoiser import Denoiser, set_submodule
+from halftone.errors import NonFiniteError
+from halftone.layers import QuantizedConv2d, QuantizedLinear
+from halftone.microbatch import replaced_forward
+from halftone.numerics import range_to_qparams
+from halftone.recipe import Recipe
+from halftone.timesteps import SlotClock, TimestepSlots
+
+Progress = Callable[[int, int], None]
+QuantizedLayers = dict[str, "QuantizedLinear | QuantizedConv2d"]
+
+
+def calibrate(
+    pipeline: Any,
+    denoiser: Denoiser,
+    layers: Mapping[str, nn.Module],
+    recipe: Recipe,
+    settings: CalibrationSettings,
+    trace: Trace,
+    clock: SlotClock,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = lambda done, total: None,
+) -> CalibrationResult:
+    """Quantizes `layers` of the pipeline's denoiser in place and fixes their parameters for every slot.
+
+    Args:
+        layers: name -> Linear or Conv2d to quantize, as `choose_layers` gives them.
+        trace: the calls that the pipeline will make, from `trace_calls`.
+        clock: shared by the new layers; its slots are those of `trace`.
+        checkpoint: finished calls; None keeps none.
+        progress: called with (finished calls, all calls).
+
+    Raises:
+        NonFiniteError: a weight or an activation is NaN or infinite; says which layer, and which step.
+    """
+    started = time.perf_counter()
+    checkpoint = checkpoint or Checkpoint(None, {})
+    bits = clock.slots.num_bits
+    rows = settings.batch_size * max(1, trace.rows)
+    lockstep: Lockstep
+    if recipe.calibration == "progressive":
+        quantized = quantize_layers(denoiser.module, layers, recipe, clock)
+        lockstep = ProgressiveLockstep(denoiser, quantized, recipe, trace, clock, rows, checkpoint, progress)
+        _run(pipeline, denoiser, settings, lockstep)
+    else:
+        lockstep = FullPrecisionLockstep(denoiser, dict(layers), recipe, trace, clock, rows, checkpoint, progress)
+        _run(pipeline, denoiser, settings, lockstep)
+        quantized = quantize_layers(denoiser.module, layers, recipe, clock)
+        for name, layer in quantized.items():
+            for row, (lo, hi) in enumerate(lockstep.final_ranges(name)):
+                layer.set_row(row, range_to_qparams(lo, hi, bits[row], recipe.activations.symmetric))
+    return CalibrationResult(
+        timesteps=trace.timesteps,
+        denoiser_passes_per_prompt=lockstep.passes_per_prompt,
+        ranges={name: lockstep.final_ranges(name) for name in layers},
+        seconds=time.perf_counter() - started,
+        resumed_calls=lockstep.resumed_calls,
+    )
+
+
+def quantize_layers(
+    module: nn.Module, layers: Mapping[str, nn.Module], recipe: Recipe, clock: SlotClock
+) -> QuantizedLayers:
+    """Replaces each layer by its quantized form, one by one, so that no second copy of the model is ever held."""
+    rows = len(clock.slots) if recipe.activations.granularity == "timestep" else 1
+    quantized: QuantizedLayers = {}
+    for name, layer in layers.items():
+        kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
+        try:
+            new = kind.from_float(layer, recipe.weights.num_bits, rows)  # type: ignore[arg-type]
+        except NonFiniteError as error:
+            raise NonFiniteError(f"The weight of layer {name} is not finite: {error}") from error
+        new.clock = clock
+        set_submodule(module, name, new)
+        quantized[name] = new
+    return quantized
+
+
+def make_slots(recipe: Recipe, trace: Trace) -> TimestepSlots:
+    """One slot for each distinct timestep, with the recipe's bits."""
+    return TimestepSlots(trace.distinct, recipe.slot_bits(len(trace.distinct)))
+
+
+def _run(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings, lockstep: Lockstep) -> None:
+    module = denoiser.module
+    training = module.training
+    module.eval()
+    with replaced_forward(module, lockstep), torch.inference_mode():
+        call_pipeline(pipeline, settings, settings.prompts)
+    module.train(training)

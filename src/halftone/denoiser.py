@@ -1,0 +1,103 @@
+"""Finds the denoiser in a diffusers pipeline, its quantizable layers, and the timestep in its arguments."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from halftone.errors import InputError
+from halftone.layers import is_quantizable
+
+# The names under which diffusers pipelines keep their denoiser, most common first.
+DENOISER_NAMES = ("unet", "transformer", "prior")
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A pipeline's denoiser: the component's name in the pipeline and the module itself."""
+
+    name: str
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Which layers get quantized (name -> module, in module order) and why the others are left out."""
+
+    chosen: Mapping[str, nn.Module]
+    left_out: Mapping[str, str]
+
+
+def find_denoiser(pipeline: Any) -> Denoiser:
+    """The pipeline's denoiser.
+
+    Raises:
+        InputError: the pipeline has none of the components that diffusers uses as denoisers.
+    """
+    components: dict[str, Any] = pipeline.components
+    for name in DENOISER_NAMES:
+        if isinstance(components.get(name), nn.Module):
+            return Denoiser(name, components[name])
+    raise InputError(
+        f"{type(pipeline).__name__} has no denoiser to quantize: none of {', '.join(DENOISER_NAMES)} is among its"
+        f" components ({', '.join(sorted(components)) or 'none'}); give a text-to-image pipeline."
+    )
+
+
+def choose_layers(module: nn.Module, exclude: Sequence[str]) -> LayerChoice:
+    """Sorts every Linear and Conv2d of `module` into quantized and left out.
+
+    Args:
+        exclude: glob patterns over module names; a pattern that matches a parent covers all below it.
+    """
+    chosen: dict[str, nn.Module] = {}
+    left_out: dict[str, str] = {}
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        pattern = _matching(name, exclude)
+        reason = f"excluded by the recipe ({pattern})" if pattern else is_quantizable(layer)
+        if reason is None:
+            chosen[name] = layer
+        else:
+            left_out[name] = reason
+    if not chosen:
+        raise InputError(
+            f"{type(module).__name__} has no Linear or Conv2d layer left to quantize; check the recipe's exclude list."
+        )
+    return LayerChoice(chosen, left_out)
+
+
+def timestep_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The `timestep` argument of a call of `module.forward`, as the pipeline passed it.
+
+    Raises:
+        InputError: the denoiser's forward has no parameter of that name.
+    """
+    if "timestep" in kwargs:
+        return kwargs["timestep"]
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    if "timestep" in names and names.index("timestep") < len(args):
+        return args[names.index("timestep")]
+    raise InputError(f"{type(module).__name__} was called without a `timestep`; Halftone needs it to choose the slot.")
+
+
+def set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Replaces the submodule at dotted `name` of `root`."""
+    parent, _, child = name.rpartition(".")
+    owner = root.get_submodule(parent) if parent else root
+    setattr(owner, child, module)
+
+
+def _matching(name: str, patterns: Sequence[str]) -> str | None:
+    parts = name.split(".")
+    prefixes = [".".join(parts[: length + 1]) for length in range(len(parts))]
+    for pattern in patterns:
+        if any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes):
+            return pattern
+    return None

@@ -1,0 +1,63 @@
+"""The few kinds of error Halftone raises on purpose.
+
+Every message is written for the person at the keyboard: what was wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "CalibrationError",
+    "HalftoneError",
+    "InputError",
+    "NonFiniteError",
+    "RecipeError",
+    "suggest",
+]
+
+
+class HalftoneError(Exception):
+    """Base of all errors that Halftone raises on purpose; one clear sentence, no traceback needed."""
+
+
+class RecipeError(HalftoneError):
+    """A recipe asks for something unknown, contradictory or out of range."""
+
+
+class InputError(HalftoneError):
+    """An argument or an input tensor cannot be used as given."""
+
+
+class ArtifactError(HalftoneError):
+    """A stored quantized model is damaged, incomplete or of another format."""
+
+
+class CalibrationError(HalftoneError):
+    """Calibration failed, or a layer is executed that was never calibrated."""
+
+
+class NonFiniteError(CalibrationError):
+    """NaN or infinity where finite numbers are needed (weights or observed activations)."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: ``did you mean 'x'?``, or the list of the known names.
+
+    Args:
+        name: what was asked for.
+        known: the names that exist.
+
+    Returns:
+        A phrase to append to an error message; never empty.
+    """
+    names = sorted(known)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {lowered[near[0]]!r}?"
+    if not names:
+        return "none are known"
+    return "known: " + ", ".join(names)

@@ -1,0 +1,147 @@
+"""Trains bundled:mini-clip, an image and a text tower, with captions that differ in one attribute as hard negatives."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from . import dataset
+from .captions import plain_caption, styled_caption
+from .loop import Trainer, autocast, batch_rows
+from .scene import Scene, one_attribute_changed
+from .tokenizer import CONTEXT, make_tokenizer
+
+STYLED_SHARE = 0.2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("runs/data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/clip"))
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--negatives", type=int, default=2)
+    args = parser.parse_args()
+    train(args.data, args.out, args.steps, args.batch, args.negatives)
+
+
+def train(data: Path, out: Path, steps: int, batch: int, negatives: int) -> None:
+    """Leaves a CLIPModel folder with tokenizer and image processor in `out`/model."""
+    torch.manual_seed(0)
+    images, scenes = dataset.load(data, "train")
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    model.set_attn_implementation("eager")  # on a CPU its backward pass is faster than the fused one's
+    pixels = torch.from_numpy(images)
+    trainer = Trainer(model, out, steps, learning_rate=6e-4, weight_decay=0.05)
+
+    def loss(step: int) -> torch.Tensor:
+        rows = batch_rows(step, len(pixels), batch, seed=1)
+        captions = _captions([scenes[int(row)] for row in rows], negatives, step)
+        tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
+        with autocast():
+            images = model.get_image_features(normalize(pixels[rows])).pooler_output
+            texts = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
+        return contrastive_loss(images.float(), texts.float(), model.logit_scale, batch)
+
+    def report() -> str:
+        return f"valid: {judge_accuracy(model, tokenizer, data, 300):.3f}"
+
+    trainer.run(loss, save_every=500, report=report)
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    processor().save_pretrained(out / "model")
+
+
+def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+    common = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "projection_dim": 256}
+    text = {
+        **common,
+        "num_hidden_layers": 4,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**common, "num_hidden_layers": 6, "image_size": 64, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=256))
+
+
+def processor() -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in -1 … 1."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor, batch: int) -> torch.Tensor:
+    """Image against every caption of the batch and the hard negatives; true captions against every image."""
+    images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+    logits = logit_scale.clamp(max=4.6).exp() * images @ texts.T
+    target = torch.arange(batch)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :batch].T, target)) / 2
+
+
+def _captions(scenes: list[Scene], negatives: int, step: int) -> list[str]:
+    """The true captions, then `negatives` captions a scene that are wrong in one attribute, in the same phrasing."""
+    rng = np.random.default_rng([7, step])
+    true, false = [], []
+    for scene in scenes:
+        phrasing = int(rng.integers(1 << 30))
+        write = styled_caption if rng.random() < STYLED_SHARE else plain_caption
+        true.append(write(scene, phrasing))
+        false += [write(one_attribute_changed(scene, rng), phrasing) for _ in range(negatives)]
+    return true + false
+
+
+def quiz(scene: Scene, seed: int) -> list[str]:
+    """Ten full captions in one phrasing: the true one first, then nine different ones wrong in one attribute."""
+    rng = np.random.default_rng([11, seed])
+    phrasing = int(rng.integers(1 << 30))
+    captions = [plain_caption(scene, phrasing)]
+    while len(captions) < 10:
+        caption = plain_caption(one_attribute_changed(scene, rng), phrasing)
+        if caption not in captions:
+            captions.append(caption)
+    return captions
+
+
+@torch.no_grad()
+def right_answers(model: CLIPModel, tokenizer: CLIPTokenizer, images: torch.Tensor, scenes: list[Scene]) -> list[bool]:
+    """Whether the judge picks the true caption among ten, for each uint8 (N, 64, 64, 3) image."""
+    answers = []
+    for start in range(0, len(scenes), 50):
+        part = scenes[start : start + 50]
+        captions = [caption for i, scene in enumerate(part) for caption in quiz(scene, start + i)]
+        tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
+        texts = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
+        texts = F.normalize(texts, dim=-1).view(len(part), 10, -1)
+        pixels = normalize(images[start : start + 50])
+        features = F.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+        answers += ((texts @ features[..., None])[..., 0].argmax(1) == 0).tolist()
+    return answers
+
+
+def judge_accuracy(model: CLIPModel, tokenizer: CLIPTokenizer, data: Path, count: int) -> float:
+    images, scenes = dataset.load(data, "valid")
+    model.eval()
+    answers = right_answers(model, tokenizer, torch.from_numpy(images[:count]), scenes[:count])
+    model.train()
+    return sum(answers) / len(answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What the three trainings share: a resumable optimizer loop with checkpoints, cosine schedule and averaging."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+class Trainer:
+    """Runs `loss(step)` for `steps` optimizer steps, saving itself so that a killed run goes on where it was."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        folder: Path,
+        steps: int,
+        learning_rate: float,
+        weight_decay: float = 0.01,
+        warmup: int = 300,
+        ema_decay: float = 0.0,
+    ):
+        self.model, self.folder, self.steps, self.warmup = model, folder, steps, warmup
+        self.learning_rate, self.ema_decay = learning_rate, ema_decay
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        decay = [p for p in self.parameters.values() if p.ndim > 1]
+        plain = [p for p in self.parameters.values() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=learning_rate,
+            betas=(0.9, 0.98),
+        )
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if ema_decay else {}
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def run(
+        self,
+        loss: Callable[[int], torch.Tensor],
+        save_every: int = 500,
+        report: Callable[[], str] | None = None,
+    ) -> None:
+        """Trains to the end; `loss(step)` returns the scalar loss of that step's batch."""
+        started, first, running = time.time(), self.step, None
+        while self.step < self.steps:
+            self._set_learning_rate()
+            value = loss(self.step)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._average()
+            self.step += 1
+            latest = float(value.detach())
+            running = latest if running is None else 0.98 * running + 0.02 * latest
+            if self.step % 50 == 0:
+                pace = (time.time() - started) / (self.step - first)
+                left = (self.steps - self.step) * pace / 60
+                print(f"step {self.step}/{self.steps} loss {running:.4f} {left:.0f} min left", flush=True)
+            if self.step % save_every == 0 or self.step == self.steps:
+                self.save()
+                if report:
+                    print(report(), flush=True)
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """The averaged weights by name (the current ones without averaging)."""
+        return self.ema or {name: p.detach() for name, p in self.parameters.items()}
+
+    def save(self) -> None:
+        tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"ema.{name}": p for name, p in self.ema.items()}
+        for name, p in self.parameters.items():
+            state = self.optimizer.state[p]
+            tensors[f"mean.{name}"], tensors[f"square.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        part = self.folder / "checkpoint.part"
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"state": json.dumps({"step": self.step})})
+        part.replace(self.folder / "checkpoint.safetensors")
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.safetensors"
+        if not path.exists():
+            return
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            self.step = int(json.loads(file.metadata()["state"])["step"])
+        tensors = load_file(path)
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(tensors[f"model.{name}"])
+                self.optimizer.state[p] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": tensors[f"mean.{name}"],
+                    "exp_avg_sq": tensors[f"square.{name}"],
+                }
+                if self.ema:
+                    self.ema[name].copy_(tensors[f"ema.{name}"])
+        print(f"resumed at step {self.step}", flush=True)
+
+    def _set_learning_rate(self) -> None:
+        warm = min(1.0, (self.step + 1) / self.warmup)
+        rate = self.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / self.steps)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.ema:
+            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+
+
+def autocast() -> torch.autocast:
+    """bf16 where the CPU multiplies it fast."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def batch_rows(step: int, count: int, batch: int, seed: int) -> torch.Tensor:
+    """The rows of step's batch: random without state, so that a resumed run sees what an undisturbed one sees."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.randint(count, (batch,), generator=generator)

@@ -1,0 +1,29 @@
+"""Makes every bundled model from nothing; run again after an interruption, it goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+STAGES = (  # what runs, and the file that says it is finished
+    (["training.dataset"], None),
+    (["training.vae"], "vae/model/config.json"),
+    (["training.clip"], "clip/model/config.json"),
+    (["training.unet"], None),
+    (["training.assemble"], None),
+    (["training.evaluate"], None),
+)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for command, finished in STAGES:
+        if finished is None or not (Path("runs") / finished).exists():
+            print("==", *command, flush=True)
+            subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+if __name__ == "__main__":
+    main()
