@@ -18,10 +18,9 @@ import wrapt
 
 if TYPE_CHECKING:
     from halftone.artifact.load import load
-    from halftone.calibration.result import QuantizationResult
-    from halftone.calibration.run import quantize
     from halftone.errors import HalftoneError
     from halftone.generation import generate
+    from halftone.quantization import QuantizationResult, quantize
     from halftone.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -38,11 +37,11 @@ __all__ = [
 
 _MODULE_OF = {
     "HalftoneError": "halftone.errors",
-    "QuantizationResult": "halftone.calibration.result",
+    "QuantizationResult": "halftone.quantization",
     "Recipe": "halftone.recipe",
     "generate": "halftone.generation",
     "load": "halftone.artifact.load",
-    "quantize": "halftone.calibration.run",
+    "quantize": "halftone.quantization",
 }
 
 

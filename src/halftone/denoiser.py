@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from halftone.errors import InputError
-from halftone.layers import is_quantizable
+from halftone.layers import is_quantizable, set_clock
+from halftone.timesteps import SlotClock
 
 # The names under which diffusers pipelines keep their denoiser, most common first.
 DENOISER_NAMES = ("unet", "transformer", "prior")
@@ -85,6 +86,16 @@ def timestep_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     if "timestep" in names and names.index("timestep") < len(args):
         return args[names.index("timestep")]
     raise InputError(f"{type(module).__name__} was called without a `timestep`; Halftone needs it to choose the slot.")
+
+
+def choose_slots(module: nn.Module, clock: SlotClock) -> None:
+    """Sets the clock of all quantized layers from the `timestep` of every call of the denoiser."""
+    set_clock(module, clock)
+
+    def set_slot(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        clock.set_timestep(timestep_of(called, args, kwargs))
+
+    module.register_forward_pre_hook(set_slot, with_kwargs=True)
 
 
 def set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:

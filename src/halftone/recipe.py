@@ -52,16 +52,16 @@ class _Scheme(BaseModel):
 class WeightScheme(_Scheme):
     """How weights become integers. ``description`` of a field is what its error message says is allowed."""
 
-    num_bits: int = Field(8, ge=2, le=8, description="an integer from 2 to 8")
-    granularity: Literal["channel"] = Field("channel", description="'channel'")
-    symmetric: Literal[True] = Field(True, description="true")
-    rounding: Literal["nearest"] = Field("nearest", description="'nearest'")
+    num_bits: int = Field(default=8, ge=2, le=8, description="an integer from 2 to 8")
+    granularity: Literal["channel"] = Field(default="channel", description="'channel'")
+    symmetric: Literal[True] = Field(default=True, description="true")
+    rounding: Literal["nearest"] = Field(default="nearest", description="'nearest'")
 
 
 class ObserverScheme(_Scheme):
     """Which observer proposes the ranges, and its options."""
 
-    name: str = Field("minmax", description="the name of an observer")
+    name: str = Field(default="minmax", description="the name of an observer")
     options: dict[str, float | int] = Field(default_factory=dict, description="a mapping of numbers")
 
     @model_validator(mode="after")
@@ -80,10 +80,10 @@ class ObserverScheme(_Scheme):
 class ActivationScheme(_Scheme):
     """How the inputs of layers become integers."""
 
-    num_bits: int = Field(8, ge=2, le=16, description="an integer from 2 to 16")
-    granularity: Literal["timestep", "tensor"] = Field("timestep", description="'timestep' or 'tensor'")
-    symmetric: bool = Field(False, description="true or false")
-    observer: ObserverScheme = Field(ObserverScheme(), description="a mapping")
+    num_bits: int = Field(default=8, ge=2, le=16, description="an integer from 2 to 16")
+    granularity: Literal["timestep", "tensor"] = Field(default="timestep", description="'timestep' or 'tensor'")
+    symmetric: bool = Field(default=False, description="true or false")
+    observer: ObserverScheme = Field(default=ObserverScheme(), description="a mapping")
 
 
 class RelaxScheme(_Scheme):
@@ -102,16 +102,16 @@ class Recipe(_Scheme):
         (8, 8, 8, 8, 10)
     """
 
-    version: Literal[1] = Field(1, description="1, the only format version this release reads")
-    name: str = Field("custom", description="a text")
-    description: str = Field("", description="a text")
-    weights: WeightScheme = Field(WeightScheme(), description="a mapping")
-    activations: ActivationScheme = Field(ActivationScheme(), description="a mapping")
+    version: Literal[1] = Field(default=1, description="1, the only format version this release reads")
+    name: str = Field(default="custom", description="a text")
+    description: str = Field(default="", description="a text")
+    weights: WeightScheme = Field(default=WeightScheme(), description="a mapping")
+    activations: ActivationScheme = Field(default=ActivationScheme(), description="a mapping")
     calibration: Literal["progressive", "full_precision"] = Field(
-        "progressive", description="'progressive' or 'full_precision'"
+        default="progressive", description="'progressive' or 'full_precision'"
     )
-    relax: RelaxScheme | None = Field(None, description="a mapping or null")
-    exclude: tuple[str, ...] = Field(DEFAULT_EXCLUDE, strict=False, description="a list of glob patterns")
+    relax: RelaxScheme | None = Field(default=None, description="a mapping or null")
+    exclude: tuple[str, ...] = Field(default=DEFAULT_EXCLUDE, strict=False, description="a list of glob patterns")
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Recipe:

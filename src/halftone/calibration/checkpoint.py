@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from halftone.errors import CalibrationError, InputError
+from halftone.files import write_atomically
 
 _SETTINGS = "calibration.json"
 
@@ -41,7 +41,7 @@ class Checkpoint:
             _check_same(path, fingerprint)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
+            write_atomically(path, text)
 
     def load(self, call: int, key: str) -> dict[str, Tensor] | None:
         """What `save` stored for this call, or None.
@@ -86,16 +86,6 @@ def digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().view(torch.uint8) if tensor.ndim else tensor.detach().cpu()
     return hashlib.sha256(data.numpy().tobytes()).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is either whole or absent, also after a power cut."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _check_same(path: Path, fingerprint: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from halftone.calibration.checkpoint import Checkpoint, digest
 from halftone.calibration.observation import Observers, load_tensors, observing, to_tensors
 from halftone.calibration.trace import Trace
 from halftone.denoiser import Denoiser, timestep_of
-from halftone.layers import ExecutionMode, QuantizedConv2d, QuantizedLinear
+from halftone.layers import ExecutionMode, QuantizedLayer
 from halftone.microbatch import batch_size, in_micro_batches, take
 from halftone.numerics import range_to_qparams
 from halftone.recipe import Recipe
@@ -117,7 +117,7 @@ class Lockstep(ABC):
 class ProgressiveLockstep(Lockstep):
     """Observe with quantized weights and floating-point activations, fix this slot, run again in integers."""
 
-    layers: Mapping[str, QuantizedLinear | QuantizedConv2d]
+    layers: Mapping[str, QuantizedLayer]
 
     def run_call(self, slot: int, label: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with self._mode(ExecutionMode.WEIGHT_ONLY), observing(self.layers, self._observers_of(slot), label):

@@ -22,14 +22,14 @@ from halftone.calibration.settings import CalibrationResult, CalibrationSettings
 from halftone.calibration.trace import Trace
 from halftone.denoiser import Denoiser, set_submodule
 from halftone.errors import NonFiniteError
-from halftone.layers import QuantizedConv2d, QuantizedLinear
+from halftone.layers import QuantizedLayer, quantize_layer
 from halftone.microbatch import replaced_forward
 from halftone.numerics import range_to_qparams
 from halftone.recipe import Recipe
 from halftone.timesteps import SlotClock, TimestepSlots
 
 Progress = Callable[[int, int], None]
-QuantizedLayers = dict[str, "QuantizedLinear | QuantizedConv2d"]
+QuantizedLayers = dict[str, QuantizedLayer]
 
 
 def calibrate(
@@ -87,9 +87,8 @@ def quantize_layers(
     rows = len(clock.slots) if recipe.activations.granularity == "timestep" else 1
     quantized: QuantizedLayers = {}
     for name, layer in layers.items():
-        kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
         try:
-            new = kind.from_float(layer, recipe.weights.num_bits, rows)  # type: ignore[arg-type]
+            new = quantize_layer(layer, recipe.weights.num_bits, rows, name)
         except NonFiniteError as error:
             raise NonFiniteError(f"The weight of layer {name} is not finite: {error}") from error
         new.clock = clock

@@ -16,13 +16,25 @@ from torch import Tensor
 
 from halftone.numerics import low_plane_bits
 
-__all__ = ["ExactProduct", "Planes", "centre_of", "centred_planes", "float_codes", "plan_chunks"]
+__all__ = [
+    "ExactProduct",
+    "FloatChunks",
+    "Planes",
+    "accumulate",
+    "centre_of",
+    "centred_planes",
+    "float_codes",
+    "plan_chunks",
+]
 
 _EXACT = 2**24
 _CENTRE = 128
 
 #: Pairs (factor, plane): float32 planes whose weighted sum is the centred codes.
 Planes = list[tuple[int, Tensor]]
+
+#: Triples (start, stop, float32 weights ``[groups, out / groups, stop - start]``).
+FloatChunks = list[tuple[int, int, Tensor]]
 
 
 def plan_chunks(weight: Tensor) -> tuple[tuple[int, int], ...]:
@@ -69,24 +81,9 @@ class ExactProduct:
         row_sum = flat.sum(dim=1, dtype=torch.int64).to(torch.float64)
         return cls(flat.view(groups, flat.shape[0] // groups, flat.shape[1]), row_sum, plan_chunks(flat))
 
-    def accumulate(self, planes: Planes, multiply: Callable[[Tensor, Tensor, int, int], Tensor]) -> Tensor:
-        """Sum over planes and chunks of ``factor * multiply(plane, float32 weight chunk, start, stop)``.
-
-        Returns:
-            Exact integers: float32 if there is one plane and one chunk, else float64.
-        """
-        single = len(planes) * len(self.chunks) == 1
-        total: Tensor | None = None
-        for start, stop in self.chunks:
-            weight = self.weight[:, :, start:stop].to(torch.float32)
-            for factor, plane in planes:
-                part = multiply(plane, weight, start, stop)
-                if total is None:
-                    total = part if single else part.to(torch.float64).mul_(factor)
-                else:
-                    total.add_(part, alpha=factor)
-        assert total is not None
-        return total
+    def float_weights(self) -> FloatChunks:
+        """The chunks in float32, converted once a call and not kept."""
+        return [(start, stop, self.weight[:, :, start:stop].to(torch.float32)) for start, stop in self.chunks]
 
     def offset(self, zero_point: int, num_bits: int, dtype: torch.dtype) -> Tensor:
         """``[out]``: what turns a sum over centred codes into one over ``codes - zero_point``.
@@ -94,6 +91,25 @@ class ExactProduct:
         Exact in float32 too where `accumulate` returns float32.
         """
         return (self.row_sum * float(centre_of(num_bits) - zero_point)).to(dtype)
+
+
+def accumulate(weights: FloatChunks, planes: Planes, multiply: Callable[[Tensor, Tensor, int, int], Tensor]) -> Tensor:
+    """Sum over planes and chunks of ``factor * multiply(plane, weight chunk, start, stop)``.
+
+    Returns:
+        Exact integers: float32 if there is one plane and one chunk, else float64.
+    """
+    single = len(planes) * len(weights) == 1
+    total: Tensor | None = None
+    for start, stop, weight in weights:
+        for factor, plane in planes:
+            part = multiply(plane, weight, start, stop)
+            if total is None:
+                total = part if single else part.to(torch.float64).mul_(factor)
+            else:
+                total.add_(part, alpha=factor)
+    assert total is not None
+    return total
 
 
 def centre_of(num_bits: int) -> int:

@@ -15,7 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from halftone.kernels.exact_product import ExactProduct, centre_of, centred_planes, float_codes, plan_chunks
+from halftone.kernels.exact_product import (
+    ExactProduct,
+    FloatChunks,
+    accumulate,
+    centre_of,
+    centred_planes,
+    float_codes,
+    plan_chunks,
+)
 from halftone.kernels.reference_conv2d import conv2d, int_accumulate_conv2d, prepare_conv2d
 from halftone.kernels.registry import LayerWeights, PreparedKernel, register_kernel
 
@@ -30,17 +38,22 @@ __all__ = [
 ]
 
 
-def _centred_product(product: ExactProduct, codes: Tensor, num_bits: int) -> Tensor:
+#: Elements of one block of rows at most (4 MiB of float32), but never fewer rows than the other limit.
+_BLOCK_ELEMENTS = 2**20
+_BLOCK_ROWS = 128
+
+
+def _centred_product(weights: FloatChunks, codes: Tensor, num_bits: int) -> Tensor:
     """``sum((codes - centre) * w)`` of float32 codes ``[rows, k]``: exact ``[rows, out]``."""
 
     def multiply(plane: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
         return plane[:, start:stop] @ weight[0].T
 
-    return product.accumulate(centred_planes(codes, num_bits), multiply)
+    return accumulate(weights, centred_planes(codes, num_bits), multiply)
 
 
 class _ReferenceLinear:
-    """`PreparedKernel` of a linear layer."""
+    """`PreparedKernel` of a linear layer; works through blocks of rows that stay in the cache."""
 
     def __init__(self, weights: LayerWeights) -> None:
         self.product = ExactProduct.of(weights.weight)
@@ -49,13 +62,17 @@ class _ReferenceLinear:
 
     def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            codes = float_codes(x.reshape(-1, x.shape[-1]), input_scale, input_zero_point, num_bits)
-            total = _centred_product(self.product, codes, num_bits)
-            total.add_(self.product.offset(input_zero_point, num_bits, total.dtype))
-            y = total.to(torch.float32).mul_(self.scale * input_scale)
-            if self.bias is not None:
-                y.add_(self.bias)
-            return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+            rows, (features, inputs) = x.reshape(-1, x.shape[-1]), self.product.weight.shape[1:]
+            result = torch.empty(len(rows), features, dtype=x.dtype, device=x.device)
+            weights, scale = self.product.float_weights(), self.scale * input_scale
+            block = max(_BLOCK_ROWS, _BLOCK_ELEMENTS // max(1, features, inputs))
+            for part, place in zip(rows.split(block), result.split(block), strict=True):
+                codes = float_codes(part, input_scale, input_zero_point, num_bits)
+                total = _centred_product(weights, codes, num_bits)
+                total.add_(self.product.offset(input_zero_point, num_bits, total.dtype))
+                y = total.to(torch.float32).mul_(scale)
+                place.copy_(y if self.bias is None else y.add_(self.bias))
+            return result.view(*x.shape[:-1], features)
 
 
 @register_kernel("linear", "reference", (), priority=0)
@@ -104,6 +121,6 @@ def int_accumulate_linear(codes: Tensor, weight: Tensor, num_bits: int) -> Tenso
     """
     product = ExactProduct.of(weight)
     rows = codes.reshape(-1, codes.shape[-1]).to(torch.float32, copy=True)
-    total = _centred_product(product, rows, num_bits).to(torch.int64)
+    total = _centred_product(product.float_weights(), rows, num_bits).to(torch.int64)
     total += (product.row_sum * centre_of(num_bits)).to(torch.int64)
     return total.view(*codes.shape[:-1], weight.shape[0])

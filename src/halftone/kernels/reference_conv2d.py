@@ -12,14 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halftone.kernels.exact_product import ExactProduct, Planes, centre_of, centred_planes, float_codes
+from halftone.kernels.exact_product import (
+    ExactProduct,
+    FloatChunks,
+    Planes,
+    accumulate,
+    centre_of,
+    centred_planes,
+    float_codes,
+)
 from halftone.kernels.registry import ConvGeometry, LayerWeights, PreparedKernel, register_kernel
 
 __all__ = ["conv2d", "int_accumulate_conv2d", "prepare_conv2d"]
 
-#: Elements of one unfolded tile at most (16 MiB), but never fewer output pixels than the other limit.
-_TILE_ELEMENTS = 2**22
-_TILE_PIXELS = 1024
+#: Elements of one unfolded tile at most (8 MiB), but never fewer output pixels than the other limit.
+_TILE_ELEMENTS = 2**21
+_TILE_PIXELS = 512
 
 
 class _ReferenceConv2d:
@@ -76,7 +84,7 @@ class _ReferenceConv2d:
         if any(self.geometry.padding):
             codes = functional.pad(codes, self.geometry.padding, value=float(zero_point))
         height, width = self._output_size(codes.shape[2], codes.shape[3])
-        planes = centred_planes(codes.contiguous(), num_bits)
+        weights, planes = self.product.float_weights(), centred_planes(codes.contiguous(), num_bits)
         reduction = codes.shape[1] * self.kernel_size[0] * self.kernel_size[1]
         pixels = max(_TILE_PIXELS, _TILE_ELEMENTS // max(1, reduction))
         band = max(1, min(height, pixels // max(1, width)))
@@ -86,9 +94,9 @@ class _ReferenceConv2d:
             for top in range(0, height, band):
                 rows = slice(top, min(top + band, height))
                 columns = [(f, self._unfold(plane[part], rows, width)) for f, plane in planes]
-                yield part, rows, self._multiply(columns)
+                yield part, rows, self._multiply(weights, columns)
 
-    def _multiply(self, columns: Planes) -> Tensor:
+    def _multiply(self, weights: FloatChunks, columns: Planes) -> Tensor:
         """``sum(plane * w)`` of unfolded planes ``[groups, k, pixels]``: exact ``[out, pixels]``."""
 
         def multiply(plane: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
@@ -96,7 +104,7 @@ class _ReferenceConv2d:
                 return weight[0] @ plane[0, start:stop]
             return torch.bmm(weight, plane[:, start:stop]).flatten(0, 1)
 
-        return self.product.accumulate(columns, multiply)
+        return accumulate(weights, columns, multiply)
 
     def _unfold(self, plane: Tensor, rows: slice, width: int) -> Tensor:
         """``[n, in, h, w]`` (padded) to ``[groups, in / groups * kernel, n * rows * width]``; a copy or a view."""

@@ -103,6 +103,8 @@ class QuantizedLayer(SlotTable):
         """As in nn.Module, but the scales move without being cast."""
         originals = {name: self._buffers[name] for name in _FLOAT32_BUFFERS}
         super()._apply(fn, recurse)
+        self._prepared.clear()
+        self._rows.clear()
         for name, original in originals.items():
             moved = self._buffers[name]
             if original is not None and moved is not None and moved.dtype != original.dtype:

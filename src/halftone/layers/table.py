@@ -25,14 +25,14 @@ class DerivedCache(Generic[_Value]):
     """
 
     def __init__(self) -> None:
-        self._sources: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
+        self._sources: tuple[tuple[weakref.ref[Tensor], tuple[int, int]], ...] = ()
         self._values: dict[str, _Value] = {}
 
     def get(self, key: str, sources: Sequence[Tensor], build: Callable[[], _Value]) -> _Value:
         """The value under ``key``, from ``build`` if it is not there or a source changed since."""
         if not self._is_current(sources):
             self._values.clear()
-            self._sources = tuple((weakref.ref(tensor), _version(tensor)) for tensor in sources)
+            self._sources = tuple((weakref.ref(tensor), _fingerprint(tensor)) for tensor in sources)
         if key not in self._values:
             self._values[key] = build()
         return self._values[key]
@@ -45,17 +45,20 @@ class DerivedCache(Generic[_Value]):
         if len(sources) != len(self._sources):
             return False
         return all(
-            reference() is tensor and version == _version(tensor)
-            for (reference, version), tensor in zip(self._sources, sources, strict=True)
+            reference() is tensor and fingerprint == _fingerprint(tensor)
+            for (reference, fingerprint), tensor in zip(self._sources, sources, strict=True)
         )
 
     def __reduce__(self) -> tuple[type[DerivedCache[_Value]], tuple[()]]:
         return type(self), ()
 
 
-def _version(tensor: Tensor) -> int:
-    """Count of in-place changes of a tensor; inference tensors have none."""
-    return -1 if tensor.is_inference() else tensor._version
+def _fingerprint(tensor: Tensor) -> tuple[int, int]:
+    """Changes when a tensor is written to in place, or its ``.data`` is replaced.
+
+    Inference tensors do not count their changes.
+    """
+    return -1 if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
 class SlotRow(NamedTuple):

@@ -1,0 +1,1 @@
+"""Quantized pipelines on disk: format, atomic save, strict load, registration with diffusers."""

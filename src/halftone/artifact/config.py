@@ -1,0 +1,115 @@
+"""The `quantization_config` in the denoiser's config.json: all that is needed to rebuild and run the layers."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from halftone.errors import ArtifactError, RecipeError
+from halftone.layers import quantized_layers
+from halftone.recipe import Recipe
+from halftone.timesteps import TimestepSlots
+
+FORMAT_VERSION = 1
+
+
+class QuantMethod(str, enum.Enum):
+    """The value of `quant_method`, in the type that diffusers expects."""
+
+    HALFTONE = "halftone"
+
+
+@dataclass(frozen=True)
+class HalftoneConfig:
+    """What a quantized denoiser needs to be rebuilt, and what was done to it.
+
+    Attributes:
+        recipe: what was asked for.
+        slots: the calibrated timesteps and their activation bits.
+        layers: names of the quantized layers.
+        left_out: name -> reason of the Linear and Conv2d layers that were not quantized.
+        calibration: the calibration record (settings, prompt hashes, versions, counted passes).
+        digest: SHA-256 of all quantized tensors; notices a flipped bit wherever the folder is loaded from.
+    """
+
+    recipe: Recipe
+    slots: TimestepSlots
+    layers: tuple[str, ...]
+    left_out: Mapping[str, str]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def quant_method(self) -> QuantMethod:
+        return QuantMethod.HALFTONE
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return {
+            "quant_method": QuantMethod.HALFTONE.value,
+            "format_version": FORMAT_VERSION,
+            "recipe": self.recipe.to_dict(),
+            "slots": self.slots.to_dict(),
+            "layers": list(self.layers),
+            "left_out": dict(self.left_out),
+            "calibration": dict(self.calibration),
+            "digest": self.digest,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], **_: Any) -> HalftoneConfig:
+        """Reads what `to_dict` wrote, strictly.
+
+        Raises:
+            ArtifactError: the format is newer than this release, or a key is missing, unknown or of another kind.
+        """
+        version = data.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"This artifact has format version {version}, and this Halftone reads up to {FORMAT_VERSION};"
+                " upgrade Halftone to load it."
+            )
+        expected = {"quant_method", "format_version", *(f.name for f in fields(cls))}
+        if set(data) != expected or version != FORMAT_VERSION:
+            odd = sorted(set(data) ^ expected) or [f"format_version {version!r}"]
+            raise ArtifactError(f"The quantization_config is damaged: unexpected or missing {', '.join(odd)}.")
+        try:
+            recipe = Recipe.from_dict(data["recipe"], "the artifact's recipe")
+        except RecipeError as error:
+            raise ArtifactError(f"The quantization_config is damaged: {error}") from error
+        return cls(
+            recipe=recipe,
+            slots=TimestepSlots.from_dict(data["slots"]),
+            layers=tuple(data["layers"]),
+            left_out=dict(data["left_out"]),
+            calibration=dict(data["calibration"]),
+            digest=str(data["digest"]),
+        )
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+
+    def __repr__(self) -> str:
+        return f"HalftoneConfig({self.recipe.name}, {len(self.layers)} layers, {len(self.slots)} slots)"
+
+
+def quantized_digest(module: nn.Module) -> str:
+    """SHA-256 over the integer weights, scales and slot tables of all quantized layers, by name."""
+    digest = hashlib.sha256()
+    for name, layer in sorted(quantized_layers(module)):
+        for key, tensor in sorted(layer.state_dict(keep_vars=True).items()):
+            if key != "bias":
+                digest.update(f"{name}.{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+                digest.update(memoryview(_bytes(tensor)))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,0 +1,104 @@
+"""Registers Halftone with diffusers, so that ``DiffusionPipeline.from_pretrained`` loads artifacts."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.quantizers.base import DiffusersQuantizer
+from torch import nn
+
+from halftone.artifact.config import HalftoneConfig, QuantMethod, quantized_digest
+from halftone.denoiser import choose_slots, set_submodule
+from halftone.errors import ArtifactError
+from halftone.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from halftone.timesteps import SlotClock
+
+
+class HalftoneQuantizer(DiffusersQuantizer):  # type: ignore[misc]
+    """What diffusers calls while it loads a denoiser whose config says ``"quant_method": "halftone"``."""
+
+    quantization_config: HalftoneConfig
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            raise ArtifactError(
+                "Halftone needs calibration, so from_pretrained cannot quantize on the fly;"
+                " use halftone.quantize or the command `halftone quantize`."
+            )
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        config = self.quantization_config
+        rows = len(config.slots) if config.recipe.activations.granularity == "timestep" else 1
+        with init_empty_weights():
+            for name in config.layers:
+                layer = _submodule(model, name)
+                kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
+                empty = kind.empty_like(layer, config.recipe.weights.num_bits, rows, name)  # type: ignore[arg-type]
+                set_submodule(model, name, empty)
+
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: Any, param_name: str, state_dict: dict[str, Any], **kwargs: Any
+    ) -> bool:
+        owner, _, leaf = param_name.rpartition(".")
+        return leaf != "bias" and isinstance(model.get_submodule(owner), QuantizedLayer)
+
+    def create_quantized_param(
+        self,
+        model: nn.Module,
+        param_value: torch.Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, torch.Tensor],
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        """Places the tensor as it is stored: `param_value` may have been cast to the dtype of the rest."""
+        owner, _, leaf = param_name.rpartition(".")
+        layer = model.get_submodule(owner)
+        stored = state_dict[param_name].to(target_device)
+        expected = layer.get_parameter(leaf).dtype if leaf == "weight" else layer.get_buffer(leaf).dtype
+        if stored.dtype != expected:
+            raise ArtifactError(f"{param_name} is stored as {stored.dtype} instead of {expected}; the file is damaged.")
+        if leaf == "weight":
+            layer.register_parameter(leaf, nn.Parameter(stored, requires_grad=False))
+        else:
+            layer.register_buffer(leaf, stored)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        if quantized_digest(model) != self.quantization_config.digest:
+            raise ArtifactError(
+                f"The quantized tensors of {type(model).__name__} are not those that were saved (a flipped bit, or"
+                " files of two artifacts mixed); copy the artifact again or quantize anew."
+            )
+        choose_slots(model, SlotClock(self.quantization_config.slots))
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def register(auto: ModuleType) -> None:
+    """Adds Halftone to the tables of ``diffusers.quantizers.auto``."""
+    auto.AUTO_QUANTIZER_MAPPING[QuantMethod.HALFTONE.value] = HalftoneQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.HALFTONE.value] = HalftoneConfig
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = nn.Identity()
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise ArtifactError(f"The artifact names a quantized layer {name} that {type(model).__name__} does not have.")
+    return layer
