@@ -21,11 +21,10 @@ from halftone.calibration.run import Progress, make_slots
 from halftone.calibration.trace import Trace, trace_calls
 from halftone.denoiser import Denoiser, choose_layers, find_denoiser
 from halftone.errors import InputError
+from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
 from halftone.sources import pipeline_facts
 from halftone.timesteps import SlotClock
-
-MAX_PROMPT_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -122,28 +121,6 @@ def quantize(
     )
     attach(denoiser.module, config)
     return QuantizationResult(pipeline, config, result)
-
-
-def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
-    """The prompts, if they can be used.
-
-    Raises:
-        InputError: there is none, or one is too long or holds a NUL character; says which.
-    """
-    if isinstance(prompts, str):
-        raise InputError("prompts must be a list of texts, not one text.")
-    if not prompts:
-        raise InputError("There are no prompts; give at least one.")
-    for number, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str):
-            raise InputError(f"Prompt {number} is a {type(prompt).__name__}, not a text.")
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise InputError(
-                f"Prompt {number} has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed."
-            )
-        if "\0" in prompt:
-            raise InputError(f"Prompt {number} contains a NUL character; remove it.")
-    return tuple(prompts)
 
 
 def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        num_bits: int = 8,
+        num_bits: int,
         num_slots: int = 1,
         layer_name: str = "",
         device: torch.device | str | None = None,
@@ -89,9 +89,18 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     Args:
         in_channels ... bias: as in nn.Conv2d; padding_mode is 'zeros'.
         num_bits, num_slots, layer_name, device, dtype: as in `QuantizedLinear`.
+
+    Called as nn.Conv2d is, without ``num_bits``, the class makes an nn.Conv2d: PEFT builds the two convolutions
+    of a LoRA adapter by calling the type of the layer that it adapts.
     """
 
     operation = "conv2d"
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A quantized layer, or an nn.Conv2d if there are arguments but no ``num_bits`` among them."""
+        if (args or kwargs) and "num_bits" not in kwargs:
+            return nn.Conv2d(*args, **kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -104,7 +113,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         groups: int = 1,
         bias: bool = True,
         *,
-        num_bits: int = 8,
+        num_bits: int,
         num_slots: int = 1,
         layer_name: str = "",
         device: torch.device | str | None = None,

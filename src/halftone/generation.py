@@ -1,0 +1,158 @@
+"""Images for prompts: one generator a prompt, files named by index, resumable.
+
+Every image is painted by a pipeline call of its own. So it depends on prompt, seed and settings alone, never on
+the batch it happened to be in (matrix products of another shape round differently, and quantization amplifies that).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from halftone.errors import InputError
+from halftone.files import write_atomically
+from halftone.prompts import check_prompts
+
+MANIFEST = "manifest.jsonl"
+SETTINGS = "generation.json"
+
+OnStep = Callable[[int, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What determines an image besides model and prompt; the image of prompt i is seeded with ``seed + i``."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float | None = None
+    seed: int = 0
+
+
+def paint(pipeline: Any, prompt: str, seed: int, settings: GenerationSettings, on_step: OnStep | None = None) -> Any:
+    """One PIL image.
+
+    Args:
+        on_step: called with (step index, latents (1, …)) after every sampler step.
+    """
+    arguments: dict[str, Any] = {}
+    if settings.guidance_scale is not None:
+        arguments["guidance_scale"] = settings.guidance_scale
+    if on_step is not None:
+
+        def callback(_: Any, step: int, __: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            on_step(step, tensors["latents"])
+            return {}
+
+        arguments["callback_on_step_end"] = callback
+    with torch.inference_mode():
+        output = pipeline(
+            prompt=prompt,
+            num_inference_steps=settings.num_inference_steps,
+            generator=torch.Generator().manual_seed(seed),
+            **arguments,
+        )
+    return output.images[0]
+
+
+def generate(
+    pipeline: Any,
+    prompts: Sequence[str],
+    out: str | Path,
+    settings: GenerationSettings | None = None,
+    *,
+    source: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
+) -> list[Path]:
+    """Paints every prompt to ``out/00000.png`` …, with ``manifest.jsonl`` (index, prompt, seed, file).
+
+    A run that was interrupted goes on where it was when called again with the same arguments.
+
+    Args:
+        source: what made the pipeline, to tell whether the folder belongs to this run.
+        on_step: called with (prompt index, step index, latents) after every sampler step of an image painted now.
+
+    Raises:
+        InputError: wrong prompts, or the folder belongs to something else.
+    """
+    settings = settings or GenerationSettings()
+    prompts = check_prompts(prompts)
+    if settings.num_inference_steps < 1:
+        raise InputError(f"num_inference_steps is {settings.num_inference_steps}; it must be at least 1.")
+    folder = _prepared(Path(out), pipeline, settings, source)
+    finished = _finished(folder, prompts, settings)
+    for index, prompt in enumerate(prompts):
+        if index not in finished:
+            watch = None if on_step is None else _with_index(on_step, index)
+            image = paint(pipeline, prompt, settings.seed + index, settings, watch)
+            _save_image(image, folder / _name(index))
+            finished[index] = _entry(index, prompt, settings)
+            _write_manifest(folder, finished)
+        progress(index + 1, len(prompts))
+    return [folder / _name(index) for index in range(len(prompts))]
+
+
+def _with_index(on_step: Callable[[int, int, torch.Tensor], None], index: int) -> OnStep:
+    return lambda step, latents: on_step(index, step, latents)
+
+
+def _name(index: int) -> str:
+    return f"{index:05d}.png"
+
+
+def _entry(index: int, prompt: str, settings: GenerationSettings) -> dict[str, Any]:
+    return {"index": index, "prompt": prompt, "seed": settings.seed + index, "file": _name(index)}
+
+
+def _prepared(folder: Path, pipeline: Any, settings: GenerationSettings, source: str) -> Path:
+    """The output folder, empty or begun by the same run."""
+    wanted = {"source": source, "scheduler": type(pipeline.scheduler).__name__, **asdict(settings)}
+    path = folder / SETTINGS
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; choose another folder for the images.")
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        different = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
+        if different:
+            raise InputError(
+                f"{folder} holds images of another run (it differs in: {', '.join(different)}); choose another folder."
+            )
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no images of this program; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(wanted, indent=2) + "\n")
+    return folder
+
+
+def _finished(folder: Path, prompts: Sequence[str], settings: GenerationSettings) -> dict[int, dict[str, Any]]:
+    """Entries of the manifest whose image is there and whose prompt is still the same."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    entries = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        index = int(entry["index"])
+        if index < len(prompts) and entry != _entry(index, prompts[index], settings):
+            raise InputError(f"{folder} holds an image of another prompt at index {index}; choose another folder.")
+        if (folder / entry["file"]).exists():
+            entries[index] = entry
+    return entries
+
+
+def _write_manifest(folder: Path, entries: dict[int, dict[str, Any]]) -> None:
+    lines = [json.dumps(entries[index], ensure_ascii=False) for index in sorted(entries)]
+    write_atomically(folder / MANIFEST, "\n".join(lines) + "\n")
+
+
+def _save_image(image: Image.Image, path: Path) -> None:
+    part = path.with_suffix(".part")
+    image.save(part, format="PNG")
+    part.replace(path)

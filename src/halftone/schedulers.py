@@ -1,0 +1,40 @@
+"""Swaps a pipeline's sampler by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+
+from halftone.errors import InputError, suggest
+
+
+def use_scheduler(pipeline: Any, name: str) -> None:
+    """Replaces the pipeline's scheduler by another of diffusers, keeping the noise schedule.
+
+    Args:
+        name: class name, with or without "Scheduler", in any case: ``DDIM``, ``DPMSolverMultistep``, ``PNDM`` …
+
+    Raises:
+        InputError: unknown or incompatible; suggests the near one.
+    """
+    known = {kind.__name__: kind for kind in _compatible(pipeline.scheduler)}
+    by_key = {_key(kind): kind for kind in known}
+    if _key(name) not in by_key:
+        short = sorted(kind.removesuffix("Scheduler") for kind in known)
+        raise InputError(f"{name!r} is no scheduler that fits this pipeline; {suggest(name, short)}")
+    kind = known[by_key[_key(name)]]
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+
+
+def _compatible(scheduler: Any) -> list[type]:
+    """Schedulers that diffusers declares interchangeable with this one; those that need missing extras left out."""
+    kinds = {type(scheduler)}
+    for kind in scheduler.compatibles:
+        if isinstance(kind, type) and kind.__module__.startswith(f"{diffusers.__name__}.schedulers"):
+            kinds.add(kind)
+    return list(kinds)
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("scheduler", "").replace("_", "").replace("-", "")
