@@ -23,9 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("runs/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/clip"))
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--negatives", type=int, default=2)
+    parser.add_argument("--negatives", type=int, default=1)
     args = parser.parse_args()
     train(args.data, args.out, args.steps, args.batch, args.negatives)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,9 @@ def main() -> None:
     for command, finished in STAGES:
         if finished is None or not (Path("runs") / finished).exists():
             print("==", *command, flush=True)
-            subprocess.run([sys.executable, "-m", *command], check=True)
+            launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={os.cpu_count()}", "-m"]
+            parallel = launch if command == ["training.unet"] else []
+            subprocess.run([sys.executable, "-m", *parallel, *command], check=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from . import dataset
 from .captions import plain_caption, styled_caption
 from .clip import STYLED_SHARE, normalize
-from .loop import Trainer, autocast, batch_rows
+from .loop import Trainer, autocast, batch_rows, ranks
 from .tokenizer import CONTEXT
 
 CAPTION_DROPOUT = 0.1
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path("runs/vae/model"))
     parser.add_argument("--clip", type=Path, default=Path("runs/clip/model"))
     parser.add_argument("--out", type=Path, default=Path("runs/unet"))
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
@@ -37,6 +37,11 @@ def main() -> None:
 def train(data: Path, vae: Path, clip: Path, out: Path, steps: int, batch: int, compiled: bool) -> None:
     """Leaves the averaged UNet in `out`/model after every checkpoint."""
     torch.manual_seed(0)
+    rank, world = ranks()
+    if rank == 0:
+        cached_latents(data, vae, out)
+    if world > 1:
+        torch.distributed.barrier()
     latents, scenes = cached_latents(data, vae, out)
     tokenizer = CLIPTokenizer.from_pretrained(clip)
     text_encoder = CLIPTextModel.from_pretrained(clip, torch_dtype=torch.bfloat16).eval()
@@ -50,13 +55,13 @@ def train(data: Path, vae: Path, clip: Path, out: Path, steps: int, batch: int, 
     trainer = Trainer(model, out, steps, learning_rate=6e-4, ema_decay=0.9995, warmup=500)
 
     def loss(step: int) -> torch.Tensor:
-        rows = batch_rows(step, len(latents), batch, seed=3)
-        generator = torch.Generator().manual_seed(step)
+        rows = batch_rows(step, len(latents), batch, seed=3)[rank::world]
+        generator = torch.Generator().manual_seed(step * world + rank)
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(1000, (batch,), generator=generator)
+        timesteps = torch.randint(1000, (len(rows),), generator=generator)
         noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        captions = training_captions([scenes[int(row)] for row in rows], step)
+        captions = training_captions([scenes[int(row)] for row in rows], step * world + rank)
         states = text_states(tokenizer, text_encoder, captions)
         with autocast():
             predicted = denoise(noisy, timesteps, states, return_dict=False)[0]
@@ -96,8 +101,8 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def training_captions(scenes: list[dataset.Scene], step: int) -> list[str]:
-    rng = np.random.default_rng([13, step])
+def training_captions(scenes: list[dataset.Scene], seed: int) -> list[str]:
+    rng = np.random.default_rng([13, seed])
     captions = []
     for scene in scenes:
         phrasing, roll = int(rng.integers(1 << 30)), rng.random()

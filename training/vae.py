@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("runs/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/vae"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
     train(args.data, args.out, args.steps, args.batch)
@@ -57,7 +57,7 @@ def make_model() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(48, 96, 128),
+        block_out_channels=(32, 64, 128),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=16,
