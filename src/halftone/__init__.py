@@ -59,5 +59,8 @@ def __dir__() -> list[str]:
 
 @wrapt.when_imported("diffusers.quantizers.auto")
 def _teach_diffusers(auto: ModuleType) -> None:
-    """Let ``DiffusionPipeline.from_pretrained`` read Halftone folders, as soon as diffusers is there."""
-    import_module("halftone.artifact.diffusers_quantizer").register(auto)
+    """Let ``DiffusionPipeline.from_pretrained`` read Halftone folders, as soon as diffusers is there.
+
+    The module registers itself at its end: it may be what is being imported, and then is not whole here yet.
+    """
+    import_module("halftone.artifact.diffusers_quantizer")

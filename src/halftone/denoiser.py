@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
 
 from halftone.errors import InputError
 from halftone.layers import is_quantizable, set_clock
@@ -16,6 +17,7 @@ from halftone.timesteps import SlotClock
 
 # The names under which diffusers pipelines keep their denoiser, most common first.
 DENOISER_NAMES = ("unet", "transformer", "prior")
+_CLOCK = "halftone_clock"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def find_denoiser(pipeline: Any) -> Denoiser:
     Raises:
         InputError: the pipeline has none of the components that diffusers uses as denoisers.
     """
-    components: dict[str, Any] = pipeline.components
+    components: dict[str, Any] = getattr(pipeline, "components", {})
     for name in DENOISER_NAMES:
         if isinstance(components.get(name), nn.Module):
             return Denoiser(name, components[name])
@@ -88,14 +90,28 @@ def timestep_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     raise InputError(f"{type(module).__name__} was called without a `timestep`; Halftone needs it to choose the slot.")
 
 
+def as_output(prediction: Tensor, kwargs: Mapping[str, Any]) -> Any:
+    """A prediction in the form that a denoiser's forward would return: a tuple, or an object with `sample`."""
+    if kwargs.get("return_dict", True):
+        return Transformer2DModelOutput(sample=prediction)
+    return (prediction,)
+
+
 def choose_slots(module: nn.Module, clock: SlotClock) -> None:
-    """Sets the clock of all quantized layers from the `timestep` of every call of the denoiser."""
+    """Sets the clock of all quantized layers from the `timestep` of every call of the denoiser.
+
+    The module holds the clock, and the hook asks the module that is called: a deep copy of it has layers with a clock
+    of their own, and would otherwise move that of the original.
+    """
     set_clock(module, clock)
+    if _CLOCK not in module.__dict__:
+        module.register_forward_pre_hook(_set_slot, with_kwargs=True)
+    module.__dict__[_CLOCK] = clock
 
-    def set_slot(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        clock.set_timestep(timestep_of(called, args, kwargs))
 
-    module.register_forward_pre_hook(set_slot, with_kwargs=True)
+def _set_slot(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    clock: SlotClock = called.__dict__[_CLOCK]
+    clock.set_timestep(timestep_of(called, args, kwargs))
 
 
 def set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "HalftoneError",
     "InputError",
     "NonFiniteError",
+    "OutputError",
     "RecipeError",
     "suggest",
 ]
@@ -41,6 +42,10 @@ class CalibrationError(HalftoneError):
 
 class NonFiniteError(CalibrationError):
     """NaN or infinity where finite numbers are needed (weights or observed activations)."""
+
+
+class OutputError(HalftoneError):
+    """A file could not be written (no space left, no permission)."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ the batch it happened to be in (matrix products of another shape round different
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from halftone.errors import InputError
-from halftone.files import write_atomically
+from halftone.files import output_errors, write_atomically
 from halftone.prompts import check_prompts
 
 MANIFEST = "manifest.jsonl"
@@ -32,6 +33,13 @@ class GenerationSettings:
     num_inference_steps: int = 50
     guidance_scale: float | None = None
     seed: int = 0
+    height: int | None = None
+    width: int | None = None
+
+    def call_arguments(self) -> dict[str, Any]:
+        """What is handed to the pipeline's call, None standing for the pipeline's own default."""
+        given = {"guidance_scale": self.guidance_scale, "height": self.height, "width": self.width}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def paint(pipeline: Any, prompt: str, seed: int, settings: GenerationSettings, on_step: OnStep | None = None) -> Any:
@@ -40,9 +48,7 @@ def paint(pipeline: Any, prompt: str, seed: int, settings: GenerationSettings, o
     Args:
         on_step: called with (step index, latents (1, …)) after every sampler step.
     """
-    arguments: dict[str, Any] = {}
-    if settings.guidance_scale is not None:
-        arguments["guidance_scale"] = settings.guidance_scale
+    arguments = settings.call_arguments()
     if on_step is not None:
 
         def callback(_: Any, step: int, __: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -80,6 +86,7 @@ def generate(
 
     Raises:
         InputError: wrong prompts, or the folder belongs to something else.
+        OutputError: an image could not be written; those before it stay.
     """
     settings = settings or GenerationSettings()
     prompts = check_prompts(prompts)
@@ -91,9 +98,10 @@ def generate(
         if index not in finished:
             watch = None if on_step is None else _with_index(on_step, index)
             image = paint(pipeline, prompt, settings.seed + index, settings, watch)
-            _save_image(image, folder / _name(index))
             finished[index] = _entry(index, prompt, settings)
-            _write_manifest(folder, finished)
+            with output_errors(f"The image {folder / _name(index)}"):
+                _save_image(image, folder / _name(index))
+                _write_manifest(folder, finished)
         progress(index + 1, len(prompts))
     return [folder / _name(index) for index in range(len(prompts))]
 
@@ -117,18 +125,27 @@ def _prepared(folder: Path, pipeline: Any, settings: GenerationSettings, source:
     if folder.is_file():
         raise InputError(f"{folder} is a file; choose another folder for the images.")
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = _read(path, path.read_text(encoding="utf-8", errors="replace"))
         different = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
         if different:
             raise InputError(
                 f"{folder} holds images of another run (it differs in: {', '.join(different)}); choose another folder."
             )
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(entry.name != f"{SETTINGS}.part" for entry in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no images of this program; choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(wanted, indent=2) + "\n")
+    with output_errors(f"The folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(wanted, indent=2) + "\n")
     return folder
+
+
+def _read(path: Path, text: str) -> dict[str, Any]:
+    """A JSON object out of one of this module's files."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged; delete it, or choose another folder.") from error
 
 
 def _finished(folder: Path, prompts: Sequence[str], settings: GenerationSettings) -> dict[int, dict[str, Any]]:
@@ -137,9 +154,12 @@ def _finished(folder: Path, prompts: Sequence[str], settings: GenerationSettings
     if not path.exists():
         return {}
     entries = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        index = int(entry["index"])
+    # Not splitlines: it also splits at characters like U+2028, which JSON leaves in a prompt as they are.
+    for line in path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n"):
+        entry = _read(path, line)
+        index = entry.get("index")
+        if not isinstance(index, int) or not isinstance(entry.get("file"), str):
+            raise InputError(f"{path} is damaged; delete it, or choose another folder.")
         if index < len(prompts) and entry != _entry(index, prompts[index], settings):
             raise InputError(f"{folder} holds an image of another prompt at index {index}; choose another folder.")
         if (folder / entry["file"]).exists():
@@ -153,6 +173,6 @@ def _write_manifest(folder: Path, entries: dict[int, dict[str, Any]]) -> None:
 
 
 def _save_image(image: Image.Image, path: Path) -> None:
-    part = path.with_suffix(".part")
-    image.save(part, format="PNG")
-    part.replace(path)
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    write_atomically(path, data.getvalue())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 Forward = Callable[..., Any]
+
+# Arguments of diffusers' denoisers that describe positions and hold for every row: their first dimension counts tokens
+# and may equal the batch's rows by chance.
+UNBATCHED = frozenset({"img_ids", "txt_ids", "image_rotary_emb"})
 
 
 def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -27,7 +31,7 @@ def take(value: Any, start: int, stop: int, total: int) -> Any:
     if isinstance(value, Mapping):
         return {key: take(item, start, stop, total) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([take(item, start, stop, total) for item in value])
+        return _like(value, [take(item, start, stop, total) for item in value])
     return value
 
 
@@ -37,25 +41,34 @@ def join(parts: Sequence[Any]) -> Any:
     if isinstance(first, torch.Tensor):
         return torch.cat(list(parts)) if first.ndim > 0 else first
     if isinstance(first, Mapping):
-        return type(first)(**{key: join([part[key] for part in parts]) for key in first})
+        items = {key: join([part[key] for part in parts]) for key in first}
+        return items if type(first) is dict else type(first)(**items)
     if isinstance(first, list | tuple):
-        return type(first)([join(items) for items in zip(*parts, strict=True)])
+        return _like(first, [join(items) for items in zip(*parts, strict=True)])
     return first
+
+
+def micro_batches(
+    args: Sequence[Any], kwargs: Mapping[str, Any], rows: int
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments of a call in slices of at most `rows` rows of the batch, in order."""
+    total = batch_size(args, kwargs)
+    for start in range(0, total, rows):
+        part = take(tuple(args), start, start + rows, total)
+        named = {
+            name: value if name in UNBATCHED else take(value, start, start + rows, total)
+            for name, value in kwargs.items()
+        }
+        yield part, named
 
 
 def in_micro_batches(forward: Forward, rows: int) -> Forward:
     """`forward`, walked `rows` rows at a time."""
 
     def walk(*args: Any, **kwargs: Any) -> Any:
-        total = batch_size(args, kwargs)
-        if total <= rows:
+        if batch_size(args, kwargs) <= rows:
             return forward(*args, **kwargs)
-        return join(
-            [
-                forward(*take(tuple(args), start, start + rows, total), **take(kwargs, start, start + rows, total))
-                for start in range(0, total, rows)
-            ]
-        )
+        return join([forward(*part, **named) for part, named in micro_batches(args, kwargs, rows)])
 
     return walk
 
@@ -72,3 +85,8 @@ def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
             del module.__dict__["forward"]
         else:
             module.forward = previous
+
+
+def _like(container: Any, items: Iterable[Any]) -> Any:
+    """A list, tuple or named tuple of the kind of `container`."""
+    return type(container)._make(items) if hasattr(container, "_fields") else type(container)(items)

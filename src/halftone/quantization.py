@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ import torch
 from halftone.artifact.attach import attach
 from halftone.artifact.config import HalftoneConfig, quantized_digest
 from halftone.artifact.load import artifact_config
-from halftone.artifact.save import save
+from halftone.artifact.save import check_free, save
 from halftone.calibration import CalibrationResult, CalibrationSettings, calibrate
-from halftone.calibration.checkpoint import Checkpoint, digest
+from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished
+from halftone.calibration.cost import estimate_cost
 from halftone.calibration.run import Progress, make_slots
 from halftone.calibration.trace import Trace, trace_calls
 from halftone.denoiser import Denoiser, choose_layers, find_denoiser
-from halftone.errors import InputError
+from halftone.errors import InputError, suggest
+from halftone.layers import quantized_layers
 from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
 from halftone.sources import pipeline_facts
 from halftone.timesteps import SlotClock
+
+_OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "output_type", "return_dict")
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,13 @@ class QuantizationResult:
         pipeline: the pipeline that was given, its denoiser now quantized in place.
         config: what is stored with the denoiser: recipe, slots and bits, layers and why others were left out, record.
         calibration: counted passes, observed ranges, wall time.
+        checkpoint: the finished steps on disk, which `save` removes.
     """
 
     pipeline: Any
     config: HalftoneConfig
     calibration: CalibrationResult
+    checkpoint: Checkpoint = field(repr=False)
 
     @property
     def average_activation_bits(self) -> float:
@@ -48,8 +55,25 @@ class QuantizationResult:
         return sum(bits) / len(bits)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the artifact atomically; see `halftone.artifact.save.save`."""
-        return save(self.pipeline, path, self.config.calibration)
+        """Writes the artifact atomically, then removes the finished steps; see `halftone.artifact.save.save`.
+
+        A folder that holds this very artifact already is left as it is: a run that was killed after writing it and
+        before removing the finished steps ends well when it is started again.
+        """
+        target = save(self.pipeline, path, self.config.calibration)
+        self.checkpoint.discard()
+        return target
+
+
+def check_target(path: str | Path, checkpoint_folder: str | Path | None = None) -> None:
+    """Refuses, before hours of work, a folder that `QuantizationResult.save` would refuse after them.
+
+    Raises:
+        InputError: it is a file, or holds something and there is no unfinished work that could have written it.
+    """
+    target = Path(path)
+    if checkpoint_folder is None or target.is_file() or not is_unfinished(Path(checkpoint_folder)):
+        check_free(target)
 
 
 def quantize(
@@ -63,6 +87,7 @@ def quantize(
     batch_size: int = 4,
     checkpoint_folder: str | Path | None = None,
     progress: Progress = lambda done, total: None,
+    announce: Callable[[str], None] | None = None,
     **call_kwargs: Any,
 ) -> QuantizationResult:
     """Quantizes the denoiser of a diffusers pipeline, in place.
@@ -77,11 +102,15 @@ def quantize(
         batch_size: prompts in the denoiser at a time.
         checkpoint_folder: where finished steps are kept, to go on after an interruption; None keeps none.
         progress: called with (finished denoiser calls, all calls).
+        announce: called once, before the calibration starts, with a line that estimates its time and memory;
+            None saves the seconds that the estimate takes.
         call_kwargs: further arguments of the pipeline's call.
 
     Raises:
         RecipeError, InputError: wrong arguments, in one sentence.
-        NonFiniteError: NaN or infinity in weights or activations; says layer and step.
+        NonFiniteError: NaN or infinity in weights or activations; says layer and step. The pipeline's denoiser may be
+            half quantized then: open the pipeline again.
+        OutputError: a finished step could not be written to the checkpoint folder.
 
     Example:
         >>> pipe = StableDiffusionPipeline.from_pretrained("./my-sd")  # doctest: +SKIP
@@ -97,17 +126,21 @@ def quantize(
         batch_size=batch_size,
         call_kwargs=call_kwargs,
     )
-    _check_settings(settings)
     denoiser = find_denoiser(pipeline)
-    if artifact_config(pipeline) is not None:
-        raise InputError("This pipeline is quantized already; start from the full-precision one.")
+    _check_settings(settings)
+    _check_call_arguments(pipeline, call_kwargs)
+    _check_not_quantized(pipeline, denoiser)
     choice = choose_layers(denoiser.module, recipe.exclude)
     trace = trace_calls(pipeline, denoiser, settings)
     slots = make_slots(recipe, trace)
+    if announce is not None:
+        passes = 2 if recipe.calibration == "progressive" else 1
+        announce(estimate_cost(pipeline, denoiser.module, settings, trace, passes).sentence())
     checkpoint = Checkpoint(
         Path(checkpoint_folder) if checkpoint_folder is not None else None,
         fingerprint(pipeline, denoiser, recipe, settings) if checkpoint_folder is not None else {},
     )
+    dtype = _dtype(denoiser)
     result = calibrate(
         pipeline, denoiser, choice.chosen, recipe, settings, trace, SlotClock(slots), checkpoint, progress
     )
@@ -116,11 +149,11 @@ def quantize(
         slots=slots,
         layers=tuple(choice.chosen),
         left_out=choice.left_out,
-        calibration=_record(pipeline, denoiser, settings, trace, result),
+        calibration=_record(pipeline, denoiser, dtype, settings, trace, result),
         digest=quantized_digest(denoiser.module),
     )
     attach(denoiser.module, config)
-    return QuantizationResult(pipeline, config, result)
+    return QuantizationResult(pipeline, config, result, checkpoint)
 
 
 def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings) -> dict[str, Any]:
@@ -131,30 +164,67 @@ def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: Cal
         "recipe": recipe.to_dict(),
         **settings.to_dict(),
         **pipeline_facts(pipeline),
-        "scheduler_config": {key: repr(value) for key, value in sorted(pipeline.scheduler.config.items())},
+        "scheduler_config": _scheduler_config(pipeline),
         "weights_sha256": digest(joined),
-        "dtype": str(next(denoiser.module.parameters()).dtype),
+        "dtype": _dtype(denoiser),
+        "device": next(denoiser.module.parameters()).device.type,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
     }
 
 
+def _dtype(denoiser: Denoiser) -> str:
+    """Floating-point type of the denoiser before it is quantized."""
+    return str(next(denoiser.module.parameters()).dtype).removeprefix("torch.")
+
+
+def _scheduler_config(pipeline: Any) -> dict[str, str]:
+    """What configures the sampler; not diffusers' own notes (underscored), some of which have a set's random order."""
+    config: Mapping[str, Any] = pipeline.scheduler.config
+    return {key: repr(value) for key, value in sorted(config.items()) if not key.startswith("_")}
+
+
 def _check_settings(settings: CalibrationSettings) -> None:
     for name in ("num_inference_steps", "batch_size"):
         value = getattr(settings, name)
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1.")
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; it must be an integer, at least 1.")
+    if not isinstance(settings.seed, int):
+        raise InputError(f"seed is {settings.seed!r}; it must be an integer.")
+
+
+def _check_call_arguments(pipeline: Any, call_kwargs: Mapping[str, Any]) -> None:
+    """Many pipelines swallow any keyword silently; a misspelt `height` would calibrate another size."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+    for name in call_kwargs:
+        if name in _OWN_ARGUMENTS:
+            raise InputError(f"{name} cannot be set in a calibration; Halftone sets it itself.")
+        if name not in known:
+            raise InputError(f"{type(pipeline).__name__} has no argument {name!r}; {suggest(name, known)}")
+
+
+def _check_not_quantized(pipeline: Any, denoiser: Denoiser) -> None:
+    if artifact_config(pipeline) is not None:
+        raise InputError("This pipeline is quantized already; start from the full-precision one.")
+    if next(quantized_layers(denoiser.module), None) is not None:
+        raise InputError("A calibration of this pipeline failed and left it half quantized; open the pipeline again.")
 
 
 def _record(
-    pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings, trace: Trace, result: CalibrationResult
+    pipeline: Any,
+    denoiser: Denoiser,
+    dtype: str,
+    settings: CalibrationSettings,
+    trace: Trace,
+    result: CalibrationResult,
 ) -> dict[str, Any]:
     """What halftone.json says of the calibration. No times: the same command must give the same bytes."""
     return {
         **settings.to_dict(),
         **pipeline_facts(pipeline),
         "denoiser": denoiser.name,
-        "dtype": str(next(iter(denoiser.module.state_dict().values())).dtype).removeprefix("torch."),
+        "dtype": dtype,
         "timesteps": list(trace.timesteps),
         "denoiser_passes_per_prompt": result.denoiser_passes_per_prompt,
         "threads": torch.get_num_threads(),

@@ -23,7 +23,7 @@ def use_scheduler(pipeline: Any, name: str) -> None:
     if _key(name) not in by_key:
         short = sorted(kind.removesuffix("Scheduler") for kind in known)
         raise InputError(f"{name!r} is no scheduler that fits this pipeline; {suggest(name, short)}")
-    kind = known[by_key[_key(name)]]
+    kind: Any = known[by_key[_key(name)]]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
 
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from halftone.errors import InputError, suggest
 
 BUNDLED_PREFIX = "bundled:"
+# What diffusers, transformers and safetensors raise on a folder that is not what they expect.
+_OPENING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    ImportError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+)
+_INDEX = "model_index.json"
 _BUNDLED = Path(__file__).parent / "bundled"
 
 
@@ -26,8 +41,7 @@ def resolve_folder(source: str | Path) -> Path:
         return _bundled_folder(text.removeprefix(BUNDLED_PREFIX))
     path = Path(source)
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise InputError(f"{path} is not a diffusers pipeline: it has no model_index.json.")
+        _check_index(path)
         return path
     if path.exists():
         raise InputError(f"{path} is a file; a diffusers folder is needed (single-file checkpoints must be converted).")
@@ -46,10 +60,13 @@ def open_pipeline(
     """
     folder = resolve_folder(source)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            # diffusers 0.42 renames the argument; its old name is the one that every supported release knows.
+            warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, torch_dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True
+            )
+    except _OPENING_ERRORS as error:
         first = " ".join(str(error).split())[:300]
         raise InputError(f"{source} could not be opened as a diffusers pipeline: {first}") from error
     pipeline.set_progress_bar_config(disable=True)
@@ -57,13 +74,24 @@ def open_pipeline(
 
 
 def bundled_names() -> tuple[str, ...]:
-    """Names of the models that ship with the package."""
-    return tuple(sorted(path.name for path in _BUNDLED.iterdir() if path.is_dir())) if _BUNDLED.is_dir() else ()
+    """Names of the pipelines that ship with the package."""
+    return tuple(sorted(path.parent.name for path in _BUNDLED.glob(f"*/{_INDEX}")))
 
 
 def pipeline_facts(pipeline: Any) -> Mapping[str, Any]:
     """Names that identify what ran: pipeline and scheduler class."""
     return {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
+
+
+def _check_index(folder: Path) -> None:
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not a diffusers pipeline: it has no {_INDEX}.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / _INDEX} cannot be read as JSON: {error}") from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise InputError(f"{folder} is not a diffusers pipeline: its {_INDEX} names no pipeline class.")
 
 
 def _bundled_folder(name: str) -> Path:

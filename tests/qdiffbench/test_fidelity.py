@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from halftone.errors import InputError
-from halftone.qdiffbench.fidelity import PSNR_CAP_DB, latent_error, psnr, ssim
+from halftone.qdiffbench.fidelity import PSNR_CAP_DB, latent_error, ms_ssim, ms_ssim_fits, psnr, ssim
 
 
 def flat(value, side=16):
@@ -60,7 +60,7 @@ def test_agreement_with_scikit_image(seed, strength):
     assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=255), abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, ms_ssim])
 @pytest.mark.parametrize(
     "bad",
     [
@@ -82,6 +82,54 @@ def test_ssim_refuses_images_smaller_than_its_window():
     assert ssim(flat(1, 11), flat(1, 11)) == pytest.approx(1.0)
     with pytest.raises(InputError, match="11x11"):
         ssim(flat(1, 10), flat(1, 10))
+
+
+def scikit_ms_ssim(a, b):
+    """Five scales from scikit-image's SSIM maps: C·S is SSIM over its luminance term, which two filters give."""
+    from scipy.ndimage import gaussian_filter
+
+    weights, channels = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333], []
+    for channel in range(3):
+        x, y, value = a[..., channel].astype(float), b[..., channel].astype(float), 1.0
+        for scale, weight in enumerate(weights):
+            _, full = structural_similarity(
+                x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+            )
+            if scale < 4:
+                mean_x, mean_y = (gaussian_filter(image, 1.5, truncate=3.5) for image in (x, y))
+                full = full / ((2 * mean_x * mean_y + 6.5025) / (mean_x**2 + mean_y**2 + 6.5025))
+            value *= np.mean(full[5:-5, 5:-5]) ** weight
+            height, width = x.shape[0] // 2 * 2, x.shape[1] // 2 * 2
+            x, y = (i[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3)) for i in (x, y))
+        channels.append(value)
+    return np.mean(channels)
+
+
+@pytest.mark.parametrize("strength", [5, 40])
+def test_ms_ssim_agrees_with_scikit_images_maps(strength):
+    generator = np.random.default_rng(strength)
+    coarse = generator.integers(0, 256, (12, 12, 3))
+    a = np.kron(coarse, np.ones((16, 16, 1)))[:187, :190].astype(np.uint8)
+    b = np.clip(a + generator.normal(0, strength, a.shape), 0, 255).astype(np.uint8)
+    assert ms_ssim(a, b) == pytest.approx(scikit_ms_ssim(a, b), abs=1e-4)
+    assert ms_ssim(b, a) == pytest.approx(ms_ssim(a, b), abs=1e-12)
+    assert ms_ssim(a, a) == pytest.approx(1.0)
+
+
+def test_ms_ssim_of_flat_images_is_the_coarsest_luminance():
+    expected = (2 * 100 * 120 + 6.5025) / (100**2 + 120**2 + 6.5025)
+    assert ms_ssim(flat(100, 176), flat(120, 176)) == pytest.approx(expected**0.1333, abs=1e-9)
+
+
+def test_ms_ssim_of_a_negative_is_zero_not_complex():
+    a, _ = noisy_pair(0, side=180)
+    assert ms_ssim(a, 255 - a) == 0.0
+
+
+def test_ms_ssim_refuses_images_smaller_than_its_scales():
+    assert ms_ssim_fits((176, 176, 3)) and not ms_ssim_fits((175, 400, 3))
+    with pytest.raises(InputError, match="176x176"):
+        ms_ssim(flat(1, 175), flat(1, 175))
 
 
 def test_latent_error_by_hand():

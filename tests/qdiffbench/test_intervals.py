@@ -5,7 +5,7 @@ import pytest
 
 from halftone.errors import InputError
 from halftone.qdiffbench import intervals
-from halftone.qdiffbench.intervals import Estimate, bootstrap_mean
+from halftone.qdiffbench.intervals import Estimate, bootstrap_mean, summarize
 
 
 @pytest.mark.parametrize(("confidence", "quantile"), [(0.95, 1.959964), (0.8, 1.281552)])
@@ -60,3 +60,16 @@ def test_values_without_a_mean_are_refused(values):
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(InputError):
         bootstrap_mean([1.0, 2.0], **arguments)
+
+
+@pytest.mark.parametrize(("higher", "worst"), [(True, 1.0), (False, 9.0)])
+def test_summary_of_a_ladder_by_hand(higher, worst):
+    summary = summarize(np.arange(11.0), higher_is_better=higher)
+    assert (summary.mean, summary.median, summary.worst_decile, summary.n) == (5.0, 5.0, worst, 11)
+    estimate = bootstrap_mean(np.arange(11.0))
+    assert (summary.low, summary.high) == (estimate.low, estimate.high)
+
+
+def test_a_summary_needs_values():
+    with pytest.raises(InputError):
+        summarize([], higher_is_better=True)

@@ -16,6 +16,6 @@ def attach(module: Any, config: HalftoneConfig) -> None:
     config = dataclasses.replace(config, digest=quantized_digest(module))
     choose_slots(module, SlotClock(config.slots))
     module.register_to_config(quantization_config=config)
-    module.is_quantized = True
+    module.is_quantized = False  # see HalftoneQuantizer: it can be cast
     module.quantization_method = config.quant_method
     module.hf_quantizer = HalftoneQuantizer(config, pre_quantized=True)

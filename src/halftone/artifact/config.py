@@ -20,6 +20,9 @@ from halftone.timesteps import TimestepSlots
 FORMAT_VERSION = 1
 
 
+_KINDS = {"layers": list, "left_out": dict, "calibration": dict, "digest": str}
+
+
 class QuantMethod(str, enum.Enum):
     """The value of `quant_method`, in the type that diffusers expects."""
 
@@ -80,6 +83,11 @@ class HalftoneConfig:
         if set(data) != expected or version != FORMAT_VERSION:
             odd = sorted(set(data) ^ expected) or [f"format_version {version!r}"]
             raise ArtifactError(f"The quantization_config is damaged: unexpected or missing {', '.join(odd)}.")
+        for key, kind in _KINDS.items():
+            if not isinstance(data[key], kind):
+                raise ArtifactError(
+                    f"The quantization_config is damaged: {key} is a {type(data[key]).__name__}, not a {kind.__name__}."
+                )
         try:
             recipe = Recipe.from_dict(data["recipe"], "the artifact's recipe")
         except RecipeError as error:
@@ -87,10 +95,10 @@ class HalftoneConfig:
         return cls(
             recipe=recipe,
             slots=TimestepSlots.from_dict(data["slots"]),
-            layers=tuple(data["layers"]),
+            layers=tuple(str(name) for name in data["layers"]),
             left_out=dict(data["left_out"]),
             calibration=dict(data["calibration"]),
-            digest=str(data["digest"]),
+            digest=data["digest"],
         )
 
     def to_json_string(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
@@ -17,7 +17,7 @@ from halftone.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from halftone.timesteps import SlotClock
 
 
-class HalftoneQuantizer(DiffusersQuantizer):  # type: ignore[misc]
+class HalftoneQuantizer(DiffusersQuantizer):
     """What diffusers calls while it loads a denoiser whose config says ``"quant_method": "halftone"``."""
 
     quantization_config: HalftoneConfig
@@ -39,6 +39,15 @@ class HalftoneQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 empty = kind.empty_like(layer, config.recipe.weights.num_bits, rows, name)  # type: ignore[arg-type]
                 set_submodule(model, name, empty)
 
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """Refuses a file that lacks a tensor: diffusers would warn and go on with random numbers."""
+        if missing_keys:
+            raise ArtifactError(
+                f"{type(model).__name__}'s file lacks {len(missing_keys)} tensors, the first being"
+                f" {min(missing_keys)}; copy the artifact again or quantize anew."
+            )
+        return missing_keys
+
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, state_dict: dict[str, Any], **kwargs: Any
     ) -> bool:
@@ -56,12 +65,15 @@ class HalftoneQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         **__: Any,
     ) -> None:
         """Places the tensor as it is stored: `param_value` may have been cast to the dtype of the rest."""
-        owner, _, leaf = param_name.rpartition(".")
+        owner, leaf = param_name.rpartition(".")[::2]
         layer = model.get_submodule(owner)
         stored = state_dict[param_name].to(target_device)
-        expected = layer.get_parameter(leaf).dtype if leaf == "weight" else layer.get_buffer(leaf).dtype
-        if stored.dtype != expected:
-            raise ArtifactError(f"{param_name} is stored as {stored.dtype} instead of {expected}; the file is damaged.")
+        empty = layer.get_parameter(leaf) if leaf == "weight" else layer.get_buffer(leaf)
+        if (stored.dtype, stored.shape) != (empty.dtype, empty.shape):
+            raise ArtifactError(
+                f"{param_name} is stored as {stored.dtype} {tuple(stored.shape)} instead of {empty.dtype}"
+                f" {tuple(empty.shape)}; the file is damaged."
+            )
         if leaf == "weight":
             layer.register_parameter(leaf, nn.Parameter(stored, requires_grad=False))
         else:
@@ -74,6 +86,9 @@ class HalftoneQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 " files of two artifacts mixed); copy the artifact again or quantize anew."
             )
         choose_slots(model, SlotClock(self.quantization_config.slots))
+        # diffusers takes this flag for "must not be cast", and its from_pipe (image-to-image) casts. Our layers can be
+        # cast: integers and scales stay what they are.
+        model.is_quantized = False  # type: ignore[assignment]
 
     @property
     def is_serializable(self) -> bool:
@@ -88,12 +103,6 @@ class HalftoneQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return True
 
 
-def register(auto: ModuleType) -> None:
-    """Adds Halftone to the tables of ``diffusers.quantizers.auto``."""
-    auto.AUTO_QUANTIZER_MAPPING[QuantMethod.HALFTONE.value] = HalftoneQuantizer
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.HALFTONE.value] = HalftoneConfig
-
-
 def _submodule(model: nn.Module, name: str) -> nn.Module:
     try:
         layer = model.get_submodule(name)
@@ -102,3 +111,8 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ArtifactError(f"The artifact names a quantized layer {name} that {type(model).__name__} does not have.")
     return layer
+
+
+# Teaches diffusers to read artifacts, whoever imports this module first (see halftone/__init__.py).
+auto.AUTO_QUANTIZER_MAPPING[QuantMethod.HALFTONE.value] = HalftoneQuantizer
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.HALFTONE.value] = HalftoneConfig

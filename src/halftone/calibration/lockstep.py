@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 
 from halftone.calibration.checkpoint import Checkpoint, digest
 from halftone.calibration.observation import Observers, load_tensors, observing, to_tensors
-from halftone.calibration.trace import Trace
-from halftone.denoiser import Denoiser, timestep_of
+from halftone.calibration.trace import Trace, first_tensor
+from halftone.denoiser import Denoiser, as_output, timestep_of
+from halftone.errors import CalibrationError, NonFiniteError
 from halftone.layers import ExecutionMode, QuantizedLayer
-from halftone.microbatch import batch_size, in_micro_batches, take
+from halftone.microbatch import batch_size, in_micro_batches, micro_batches
 from halftone.numerics import range_to_qparams
 from halftone.recipe import Recipe
 from halftone.timesteps import SlotClock
@@ -24,7 +27,14 @@ Ranges = tuple[tuple[float, float], ...]
 
 
 class Lockstep(ABC):
-    """A stand-in for the denoiser's forward that observes each call and decides what goes back to the pipeline."""
+    """A stand-in for the denoiser's forward that observes each call and decides what goes back to the pipeline.
+
+    Attributes:
+        calls, resumed_calls: finished calls of the pipeline, and those of them that were replayed from disk.
+        passes_per_prompt: counted passes of each prompt through the denoiser, both guidance halves together being one.
+        observers: by table row, then layer; a row's are dropped after its last visit (histograms are large).
+        ranges: observed (lo, hi) by table row, then layer.
+    """
 
     def __init__(
         self,
@@ -43,30 +53,35 @@ class Lockstep(ABC):
         self.rows, self.checkpoint, self.progress = rows, checkpoint, progress
         self.calls = 0
         self.resumed_calls = 0
-        self.rows_passed = 0.0
-        self.rows_per_call = 1
+        self.passes_per_prompt = 0.0
         self.observers: dict[int, Observers] = {}
+        self.ranges: dict[int, dict[str, tuple[float, float]]] = {}
+        self._rows_passed = 0
+        self._visits_left = Counter(self.row_of(clock.slots.slot_of(timestep)) for timestep in trace.timesteps)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.calls
         slot = self.clock.set_timestep(timestep_of(self.module, args, kwargs))
-        self.rows_per_call = batch_size(args, kwargs)
         key = _input_key(args, kwargs)
         stored = self.checkpoint.load(call, key)
         if stored is None:
             label = f"step {call + 1} of {len(self.trace.timesteps)} (timestep {self.clock.slots.timesteps[slot]:g})"
-            before = self.rows_passed
-            output = self.run_call(slot, label, args, kwargs)
-            passed = torch.tensor(self.rows_passed - before)
-            self.checkpoint.save(call, key, {"output": _tensor(output), "passed": passed, **self.state(slot)})
+            before = self._rows_passed
+            output = _tensor(self.run_call(slot, label, args, kwargs))
+            _check_finite(output, label)
+            passed = (self._rows_passed - before) / batch_size(args, kwargs)
+            stored_passed = torch.tensor(passed, dtype=torch.float64)
+            self.checkpoint.save(call, key, {"output": output, "passed": stored_passed, **self.state(slot)})
         else:
             self.resumed_calls += 1
-            self.rows_passed += float(stored.pop("passed"))
-            output = stored.pop("output")
+            passed = float(stored.pop("passed"))
+            output = stored.pop("output").to(first_tensor(args, kwargs).device)
             self.restore(slot, stored)
+        self._leave(self.row_of(slot))
+        self.passes_per_prompt += passed
         self.calls += 1
         self.progress(self.calls, len(self.trace.timesteps))
-        return (output,) if isinstance(output, Tensor) else output
+        return as_output(output, kwargs)
 
     @abstractmethod
     def run_call(self, slot: int, label: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -76,15 +91,9 @@ class Lockstep(ABC):
     def row_of(self, slot: int) -> int:
         """The table row whose ranges a slot contributes to."""
 
-    @property
-    def passes_per_prompt(self) -> float:
-        """Counted passes of each prompt through the denoiser, both guidance halves together being one."""
-        return self.rows_passed / self.rows_per_call
-
     def final_ranges(self, name: str) -> Ranges:
         """Observed (lo, hi) of a layer's input, row by row."""
-        bits, symmetric = self.clock.slots.num_bits, self.recipe.activations.symmetric
-        return tuple(self.observers[row][name].range(bits[row], symmetric) for row in sorted(self.observers))
+        return tuple(self.ranges[row][name] for row in sorted(self.ranges))
 
     def state(self, slot: int) -> dict[str, Tensor]:
         return to_tensors(self._observers_of(slot))
@@ -93,25 +102,38 @@ class Lockstep(ABC):
         load_tensors(self._observers_of(slot), stored)
 
     def _observers_of(self, slot: int) -> Observers:
-        build = self.recipe.activations.observer.build
-        return self.observers.setdefault(self.row_of(slot), {name: build() for name in self.layers})
+        row = self.row_of(slot)
+        if self._visits_left[row] < 1:
+            raise CalibrationError("The pipeline called its denoiser more often than in the trial call before.")
+        if row not in self.observers:
+            self.observers[row] = {name: self.recipe.activations.observer.build() for name in self.layers}
+        return self.observers[row]
+
+    def _measure(self, row: int) -> dict[str, tuple[float, float]]:
+        """Takes a row's ranges from its observers as they are now."""
+        bits, symmetric = self.clock.slots.num_bits[row], self.recipe.activations.symmetric
+        self.ranges[row] = {name: observer.range(bits, symmetric) for name, observer in self.observers[row].items()}
+        return self.ranges[row]
+
+    def _leave(self, row: int) -> None:
+        self._visits_left[row] -= 1
+        if self._visits_left[row] == 0:
+            if row not in self.ranges:
+                self._measure(row)
+            del self.observers[row]
 
     def _walk(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """One pass of all rows through the denoiser, in micro-batches; counts them."""
-
-        def counted(*some: Any, **named: Any) -> Any:
-            self.rows_passed += batch_size(some, named)
-            return self.forward(*some, **named)
-
-        return in_micro_batches(counted, self.rows)(*args, **kwargs)
+        """One pass of all rows through the denoiser, in micro-batches."""
+        return in_micro_batches(self._counted, self.rows)(*args, **kwargs)
 
     def _walk_without_output(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        total = batch_size(args, kwargs)
-        for start in range(0, total, self.rows):
-            part = take(tuple(args), start, start + self.rows, total)
-            named = take(dict(kwargs), start, start + self.rows, total)
-            self.rows_passed += batch_size(part, named)
-            self.forward(*part, **named)
+        for part, named in micro_batches(args, kwargs, self.rows):
+            self._counted(*part, **named)
+
+    def _counted(self, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's own forward; counts the rows that go through it."""
+        self._rows_passed += batch_size(args, kwargs)
+        return self.forward(*args, **kwargs)
 
 
 class ProgressiveLockstep(Lockstep):
@@ -134,8 +156,7 @@ class ProgressiveLockstep(Lockstep):
 
     def _fix(self, slot: int) -> None:
         bits, symmetric = self.clock.slots.num_bits[slot], self.recipe.activations.symmetric
-        for name, observer in self._observers_of(slot).items():
-            lo, hi = observer.range(bits, symmetric)
+        for name, (lo, hi) in self._measure(self.row_of(slot)).items():
             self.layers[name].set_row(slot, range_to_qparams(lo, hi, bits, symmetric))
 
     @contextmanager
@@ -161,9 +182,23 @@ class FullPrecisionLockstep(Lockstep):
 
 
 def _input_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Digest of the call's first tensor: the latents, which sum up all that went before."""
-    first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 0)
-    return digest(first)
+    """Digest of all tensors of the call: the latents, which sum up all that went before, the prompts' embeddings …"""
+    return hashlib.sha256("".join(_digests((args, dict(kwargs)))).encode()).hexdigest()
+
+
+def _digests(value: Any) -> Iterator[str]:
+    if isinstance(value, Tensor):
+        yield digest(value)
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _digests(item)
+
+
+def _check_finite(output: Tensor, label: str) -> None:
+    """Nobody observes the output of the last layers, which stay in floating point; so it is checked by itself."""
+    if not bool(torch.isfinite(output).all()):
+        count = int((~torch.isfinite(output)).sum())
+        raise NonFiniteError(f"The output of the denoiser has {count} NaN or infinite elements in {label}.")
 
 
 def _tensor(output: Any) -> Tensor:

@@ -56,6 +56,7 @@ def calibrate(
         NonFiniteError: a weight or an activation is NaN or infinite; says which layer, and which step.
     """
     started = time.perf_counter()
+    _check_weights(denoiser.module)
     checkpoint = checkpoint or Checkpoint(None, {})
     bits = clock.slots.num_bits
     rows = settings.batch_size * max(1, trace.rows)
@@ -87,10 +88,7 @@ def quantize_layers(
     rows = len(clock.slots) if recipe.activations.granularity == "timestep" else 1
     quantized: QuantizedLayers = {}
     for name, layer in layers.items():
-        try:
-            new = quantize_layer(layer, recipe.weights.num_bits, rows, name)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"The weight of layer {name} is not finite: {error}") from error
+        new = quantize_layer(layer, recipe.weights.num_bits, rows, name)
         new.clock = clock
         set_submodule(module, name, new)
         quantized[name] = new
@@ -102,10 +100,21 @@ def make_slots(recipe: Recipe, trace: Trace) -> TimestepSlots:
     return TimestepSlots(trace.distinct, recipe.slot_bits(len(trace.distinct)))
 
 
+def _check_weights(module: nn.Module) -> None:
+    """Before anything is replaced, and for all layers: a NaN would else show up as an activation of some later one."""
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            layer, leaf = name.rpartition(".")[::2]
+            count = int((~torch.isfinite(parameter)).sum())
+            raise NonFiniteError(f"The {leaf} of layer {layer} has {count} NaN or infinite elements.")
+
+
 def _run(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings, lockstep: Lockstep) -> None:
     module = denoiser.module
     training = module.training
     module.eval()
-    with replaced_forward(module, lockstep), torch.inference_mode():
-        call_pipeline(pipeline, settings, settings.prompts)
-    module.train(training)
+    try:
+        with replaced_forward(module, lockstep), torch.inference_mode():
+            call_pipeline(pipeline, settings, settings.prompts)
+    finally:
+        module.train(training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -30,7 +30,7 @@ class CalibrationSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, the prompts as count and SHA-256 of each, so that a record reveals no prompt text."""
-        data = asdict(self)
+        data: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         data["call_kwargs"] = {key: repr(value) for key, value in sorted(self.call_kwargs.items())}
         data["prompts"] = len(self.prompts)
         data["prompts_sha256"] = [hashlib.sha256(text.encode()).hexdigest() for text in self.prompts]

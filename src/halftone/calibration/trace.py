@@ -10,7 +10,7 @@ import torch
 
 from halftone.calibration.pipeline_call import call_pipeline
 from halftone.calibration.settings import CalibrationSettings
-from halftone.denoiser import Denoiser, timestep_of
+from halftone.denoiser import Denoiser, as_output, timestep_of
 from halftone.errors import InputError
 from halftone.microbatch import batch_size, replaced_forward
 
@@ -40,7 +40,7 @@ def trace_calls(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings
     """Runs the pipeline for one prompt with a denoiser that answers zeros, and notes its calls.
 
     Raises:
-        InputError: the pipeline never called its denoiser.
+        InputError: the pipeline refuses the arguments, or never called its denoiser.
     """
     timesteps: list[float] = []
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -50,22 +50,27 @@ def trace_calls(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings
         timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
         if not calls:
             calls.append((args, kwargs))
-        sample = _first_tensor(args, kwargs)
+        sample = first_tensor(args, kwargs)
         channels = getattr(denoiser.module, "config", {}).get("out_channels")
         shape = list(sample.shape)
         if sample.ndim >= 4 and channels:
             shape[1] = channels
-        return (torch.zeros(shape, dtype=sample.dtype, device=sample.device),)
+        return as_output(torch.zeros(shape, dtype=sample.dtype, device=sample.device), kwargs)
 
     with replaced_forward(denoiser.module, answer_zeros):
-        call_pipeline(pipeline, settings, settings.prompts[:1])
+        try:
+            call_pipeline(pipeline, settings, settings.prompts[:1])
+        except (TypeError, ValueError, AttributeError) as error:
+            said = " ".join(str(error).split())[-300:]
+            raise InputError(f"{type(pipeline).__name__} cannot be called with these arguments: {said}") from error
     if not calls:
         raise InputError(f"{type(pipeline).__name__} never called its {denoiser.name}; there is nothing to calibrate.")
     args, kwargs = calls[0]
     return Trace(tuple(timesteps), batch_size(args, kwargs), args, kwargs)
 
 
-def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """The first tensor with dimensions among the arguments of a call: the latents."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.ndim > 0:
             return value

@@ -1,4 +1,4 @@
-"""How near one picture (or latent) is to the one it should equal: PSNR, SSIM and relative latent error."""
+"""How near one picture (or latent) is to the one it should equal: PSNR, SSIM, MS-SSIM and relative latent error."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ SSIM_SIGMA = 1.5
 SSIM_RADIUS = 5
 SSIM_WINDOW = 2 * SSIM_RADIUS + 1
 SSIM_K1, SSIM_K2 = 0.01, 0.03
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIDE = SSIM_WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
+"""The smallest side, in pixels, that :func:`ms_ssim` takes: its fifth scale must hold one window."""
 
 ByteImage = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
@@ -39,7 +42,7 @@ def psnr(a: ByteImage, b: ByteImage) -> float:
     Raises:
         InputError: a shape or dtype other than that.
     """
-    _check_images(a, b)
+    check_images(a, b)
     mean_squared_error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     if mean_squared_error == 0.0:
         return PSNR_CAP_DB
@@ -61,17 +64,48 @@ def ssim(a: ByteImage, b: ByteImage) -> float:
     Raises:
         InputError: a shape or dtype other than that.
     """
-    _check_images(a, b)
+    check_images(a, b)
     if min(a.shape[:2]) < SSIM_WINDOW:
         raise InputError(f"ssim needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {a.shape}")
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    mean_x, mean_y = _blur(x), _blur(y)
-    variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
-    covariance = _blur(x * y) - mean_x * mean_y
-    c1, c2 = (SSIM_K1 * DATA_RANGE) ** 2, (SSIM_K2 * DATA_RANGE) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    luminance, structure = _ssim_maps(a.astype(np.float64), b.astype(np.float64))
     return float(np.mean(luminance * structure))
+
+
+def ms_ssim(a: ByteImage, b: ByteImage) -> float:
+    """Multi-scale structural similarity: Wang, Simoncelli & Bovik, Asilomar 2003, equation 7, five scales.
+
+    Contrast and structure of every scale and luminance of the coarsest, averaged over windows and raised to the
+    paper's weights, for each channel; then the mean over channels. From scale to scale, 2x2 pixels become their
+    mean (an odd last row or column is dropped). A negative structure term counts as zero, since it has no power.
+
+    Args:
+        a, b: uint8 images, (height, width, 3), of one shape, sides of at least :data:`MS_SSIM_SIDE` (176). The
+            order does not matter.
+
+    Returns:
+        A value in [0, 1]; 1 for identical images.
+
+    Raises:
+        InputError: a shape or dtype other than that.
+    """
+    check_images(a, b)
+    if not ms_ssim_fits(a.shape):
+        raise InputError(f"ms_ssim needs images of at least {MS_SSIM_SIDE}x{MS_SSIM_SIDE} pixels, got {a.shape}")
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    similarity = np.ones(3)
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        if scale:
+            x, y = _halved(x), _halved(y)
+        luminance, structure = _ssim_maps(x, y)
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        term = (luminance * structure if last else structure).mean(axis=(0, 1))
+        similarity *= np.maximum(term, 0.0) ** weight
+    return float(similarity.mean())
+
+
+def ms_ssim_fits(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape (height, width, …) are large enough for :func:`ms_ssim`."""
+    return min(shape[:2]) >= MS_SSIM_SIDE
 
 
 def latent_error(
@@ -100,6 +134,24 @@ def latent_error(
     return float(torch.linalg.vector_norm(c - r)) / norm
 
 
+def _ssim_maps(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Luminance, and contrast times structure, of every window: (H, W, C) -> twice (H - 10, W - 10, C)."""
+    mean_x, mean_y = _blur(x), _blur(y)
+    variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = (SSIM_K1 * DATA_RANGE) ** 2, (SSIM_K2 * DATA_RANGE) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return luminance, structure
+
+
+def _halved(image: FloatArray) -> FloatArray:
+    """Means of 2x2 pixels: (H, W, C) -> (H // 2, W // 2, C)."""
+    height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    even = image[:height, :width]
+    return np.asarray((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4.0)
+
+
 def _gaussian() -> FloatArray:
     """Weights of the SSIM window along one axis: (11,), summing to 1."""
     offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=np.float64)
@@ -114,7 +166,12 @@ def _blur(image: FloatArray) -> FloatArray:
     return np.asarray(np.lib.stride_tricks.sliding_window_view(rows, SSIM_WINDOW, axis=1) @ weights)
 
 
-def _check_images(a: ByteImage, b: ByteImage) -> None:
+def check_images(a: ByteImage, b: ByteImage) -> None:
+    """Refuses what is not a pair of pictures.
+
+    Raises:
+        InputError: one is not uint8 (height, width, 3), they differ in shape, or they are empty.
+    """
     for image in (a, b):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"expected a uint8 image (height, width, 3), got {image.dtype} {image.shape}")

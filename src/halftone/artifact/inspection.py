@@ -1,0 +1,111 @@
+"""What an artifact is, read from its files alone: no weight is loaded and nothing runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from halftone.artifact.config import HalftoneConfig
+from halftone.artifact.manifest import MANIFEST, check_files, read_manifest
+from halftone.errors import ArtifactError, InputError
+from halftone.kernels import kernel_report, select
+
+_FLOAT32_BYTES = 4
+_TABLES = ("weight_scale", "input_scale", "input_zero_point", "input_num_bits")
+
+
+def inspect_artifact(path: str | Path) -> dict[str, Any]:
+    """Facts about an artifact, JSON-ready.
+
+    Returns:
+        ``artifact``, ``recipe`` (as a mapping), ``weight_bits``, ``average_activation_bits`` (over the denoiser calls
+        of the calibrated trajectory), ``slots`` (timestep and bits of each), ``layers`` (names), ``left_out``
+        (name -> reason), ``sizes`` (bytes; ``denoiser_ratio`` is to float32), ``calibration`` (the record),
+        ``kernels`` (what would run here).
+
+    Raises:
+        InputError: there is no such folder.
+        ArtifactError: it is no artifact, damaged, or of a newer format.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the folder that `halftone quantize` wrote.")
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{folder} is no artifact of Halftone: it has no {MANIFEST}.")
+    manifest = read_manifest(folder)
+    check_files(folder)
+    component, config = _quantized_component(folder)
+    slots = config.slots
+    calls = [float(value) for value in config.calibration.get("timesteps", slots.timesteps)]
+    bits = [slots.num_bits[slots.slot_of(value)] for value in calls]
+    return {
+        "artifact": str(folder),
+        "recipe": config.recipe.to_dict(),
+        "weight_bits": config.recipe.weights.num_bits,
+        "average_activation_bits": sum(bits) / len(bits),
+        "slots": [
+            {"timestep": value, "bits": width} for value, width in zip(slots.timesteps, slots.num_bits, strict=True)
+        ],
+        "layers": list(config.layers),
+        "left_out": dict(config.left_out),
+        "sizes": _sizes(folder, component),
+        "calibration": manifest["calibration"],
+        "kernels": _kernels(sorted(set(slots.num_bits))),
+    }
+
+
+def _quantized_component(folder: Path) -> tuple[str, HalftoneConfig]:
+    """The component whose config.json has Halftone's quantization_config, and that configuration."""
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+        except (ValueError, AttributeError) as error:
+            raise ArtifactError(f"{path} cannot be read as JSON ({error}); copy the artifact again.") from error
+        if isinstance(data, dict) and data.get("quant_method") == "halftone":
+            return path.parent.name, HalftoneConfig.from_dict(data)
+    raise ArtifactError(f"{folder} has a {MANIFEST} but no component that Halftone quantized; copy the artifact again.")
+
+
+def _sizes(folder: Path, component: str) -> dict[str, float]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    stored = sum(path.stat().st_size for path in (folder / component).glob("*.safetensors"))
+    as_float = sum(_FLOAT32_BYTES * math.prod(shape) for name, shape in _shapes(folder / component) if _is_weight(name))
+    return {
+        "denoiser_bytes": stored,
+        "denoiser_float32_bytes": as_float,
+        "denoiser_ratio": stored / max(1, as_float),
+        "total_bytes": sum(path.stat().st_size for path in files),
+    }
+
+
+def _is_weight(name: str) -> bool:
+    return name.rpartition(".")[2] not in _TABLES
+
+
+def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():
+                    yield name, file.get_slice(name).get_shape()
+        except SafetensorError as error:
+            raise ArtifactError(f"{path} is damaged ({error}); copy the artifact again.") from error
+
+
+def _kernels(widths: list[int]) -> dict[str, str]:
+    """What would run the layers on this machine's CPU, and why nothing faster would."""
+    for operation in ("linear", "conv2d"):
+        for bits in widths:
+            select(operation, "cpu", bits)
+    words = {}
+    for key, choice in kernel_report().items():
+        passed_over = choice["passed_over"]
+        assert isinstance(passed_over, dict)
+        reasons = "; ".join(f"not {name}: {why}" for name, why in passed_over.items())
+        words[key] = f"{choice['kernel']} (integer){'; ' + reasons if reasons else ''}"
+    return words

@@ -1,0 +1,56 @@
+"""``halftone inspect``: what an artifact is, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halftone.cli import options
+from halftone.cli.console import emit
+
+
+def inspect(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that `halftone quantize` wrote.")],
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show an artifact's recipe, bits of each slot, layers and why any was left out, sizes, calibration record."""
+    from halftone.artifact.inspection import inspect_artifact
+
+    facts = inspect_artifact(artifact)
+    if as_json:
+        emit(facts)
+    else:
+        print("\n".join(_lines(facts)))
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    calibration, sizes = facts["calibration"], facts["sizes"]
+    lines = [
+        f"artifact     {facts['artifact']}",
+        f"recipe       {facts['recipe']['name']}: {facts['recipe']['description']}".rstrip(": "),
+        f"weights      {facts['weight_bits']} bits, a scale for each output channel",
+        f"activations  {facts['average_activation_bits']:.4g} bits on average over {len(facts['slots'])} slots",
+        f"layers       {len(facts['layers'])} quantized, {len(facts['left_out'])} left in floating point",
+        f"denoiser     {sizes['denoiser_bytes'] / 1e6:.2f} MB, {sizes['denoiser_ratio']:.3f} of float32",
+        f"whole        {sizes['total_bytes'] / 1e6:.2f} MB",
+        f"calibrated   {calibration['prompts']} prompts, {calibration['num_inference_steps']} steps of "
+        f"{calibration['scheduler']}, {calibration['denoiser_passes_per_prompt']:g} denoiser passes a prompt",
+        f"with         {', '.join(f'{name} {version}' for name, version in calibration['versions'].items())}",
+        "",
+        "slots (timestep: activation bits)",
+        *_wrapped([f"{slot['timestep']:g}: {slot['bits']}" for slot in facts["slots"]]),
+    ]
+    if facts["left_out"]:
+        lines += ["", "left out", *(f"  {name}: {reason}" for name, reason in facts["left_out"].items())]
+    if facts["kernels"]:
+        lines += ["", "kernels on this machine", *(f"  {name}: {words}" for name, words in facts["kernels"].items())]
+    return lines
+
+
+def _wrapped(items: list[str], width: int = 100) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap("   ".join(items), width, initial_indent="  ", subsequent_indent="  ", break_long_words=False)

@@ -1,0 +1,83 @@
+"""Options that several commands have, spelt once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A diffusers folder, a hub id, or bundled:NAME.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes: a folder that is new or empty.")]
+Prompts = Annotated[
+    str, typer.Option("--prompts", help="A text file with a prompt a line, JSONL, CSV, or bundled:NAME.")
+]
+NumPrompts = Annotated[int | None, typer.Option("--num-prompts", min=1, help="Take only so many of the prompts.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Sampler steps.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", help="Classifier-free guidance; the pipeline's default if not given.")
+]
+Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Another sampler: DDIM, PNDM, DPMSolverMultistep …")]
+Seed = Annotated[int, typer.Option("--seed", help="Prompt i starts from the noise of seed + i.")]
+Height = Annotated[int | None, typer.Option("--height", min=8, help="Pixels; the pipeline's default if not given.")]
+Width = Annotated[int | None, typer.Option("--width", min=8, help="Pixels; the pipeline's default if not given.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="float32, bfloat16 or float16: of everything that is not quantized.")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps …")]
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and which kernels run.")]
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The torch dtype of that name.
+
+    Raises:
+        InputError: it is none of the three.
+    """
+    import torch
+
+    from halftone.errors import InputError, suggest
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise InputError(f"{name!r} is no dtype to run in; {suggest(name, known)}.")
+    return known[name]
+
+
+def parse_device(name: str) -> torch.device:
+    """The torch device of that name, if this machine has it.
+
+    Raises:
+        InputError: it is no device, or not here.
+    """
+    import torch
+
+    from halftone.errors import InputError
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise InputError(f"The device {name!r} cannot be used here: {first}") from error
+    return device
+
+
+def open_source(source: str, dtype: str, device: str, scheduler: str | None) -> Any:
+    """The pipeline of a source, set up as the options say."""
+    from halftone.schedulers import use_scheduler
+    from halftone.sources import open_pipeline
+
+    pipeline = open_pipeline(source, dtype=parse_dtype(dtype), device=parse_device(device))
+    if scheduler is not None:
+        use_scheduler(pipeline, scheduler)
+    return pipeline
+
+
+def image_size(height: int | None, width: int | None) -> dict[str, int]:
+    """Height and width as arguments of a pipeline's call, those that were given."""
+    return {name: value for name, value in (("height", height), ("width", width)) if value is not None}

@@ -1,0 +1,142 @@
+"""An artifact appears whole or not at all."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+
+import pytest
+import torch
+from pipelines import tiny_sd
+from safetensors import SafetensorError
+
+import halftone
+from halftone.artifact import save as save_module
+from halftone.errors import ArtifactError, InputError
+
+
+@pytest.fixture(scope="module")
+def result():
+    return halftone.quantize(tiny_sd(), "pcr-w8a8", ["x"], num_inference_steps=2)
+
+
+def _files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_empty_folder_and_missing_parents_are_fine(result, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert result.save(tmp_path / "empty") == tmp_path / "empty"
+    result.save(str(tmp_path / "a" / "b" / "out"))
+    assert _files(tmp_path / "a" / "b" / "out") == _files(tmp_path / "empty")
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "a"}
+
+
+def test_current_folder_is_a_target(result, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result.save(".")
+    assert (tmp_path / "here" / "halftone.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_what_is_there_is_never_overwritten(result, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(InputError, match="is not empty"):
+        result.save(tmp_path / "full")
+    with pytest.raises(InputError, match="is a file"):
+        result.save(tmp_path / "file")
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "years of work" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_saving_again_changes_nothing_and_another_artifact_is_refused(result, tmp_path):
+    result.save(tmp_path / "out")
+    before = _files(tmp_path / "out")
+    result.save(tmp_path / "out")
+    other = halftone.quantize(tiny_sd(), "pcr-w8a8", ["y"], num_inference_steps=2)
+    with pytest.raises(InputError, match="is not empty"):
+        other.save(tmp_path / "out")
+    assert _files(tmp_path / "out") == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_rest_of_a_killed_run_is_replaced(result, tmp_path):
+    rest = tmp_path / ".out.part"
+    (rest / "unet").mkdir(parents=True)
+    (rest / "unet" / "old.safetensors").write_text("half")
+    result.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "unet" / "old.safetensors").exists() and not rest.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # what the tokenizers library raises
+    ],
+)
+def test_full_disk_is_one_sentence_and_leaves_nothing(error, result, tmp_path, monkeypatch):
+    real = type(result.pipeline.unet).save_pretrained
+
+    def fail(self, folder, **arguments):
+        real(self, folder, **arguments)
+        raise error
+
+    monkeypatch.setattr(type(result.pipeline.unet), "save_pretrained", fail)
+    with pytest.raises(ArtifactError, match=r"no space is left on the device; nothing was left behind\.$"):
+        result.save(tmp_path / "deep" / "out")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_write_that_the_system_refuses_is_one_sentence_and_leaves_nothing(result, tmp_path):
+    """A real one: the system lets no file grow beyond 20 kB."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(ArtifactError, match="could not be written") as caught:
+            result.save(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["write_atomically", "sync_tree", "file_sha256"])
+def test_interruption_leaves_nothing(stage, result, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(save_module, stage, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        result.save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_is_on_the_disk_before_the_folder_appears(result, tmp_path, monkeypatch):
+    order = []
+    sync, replace = save_module.sync_tree, os.replace
+
+    def note_sync(folder):
+        assert (folder / "halftone.json").is_file() and not (tmp_path / "out").exists()
+        order.append("sync")
+        sync(folder)
+
+    def note_replace(source, target):
+        order.append(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(save_module, "sync_tree", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    result.save(tmp_path / "out")
+    assert order[-3:] == ["halftone.json", "sync", "out"]
+
+
+def test_saved_artifact_does_not_depend_on_the_pipeline_any_more(result, tmp_path):
+    result.save(tmp_path / "out")
+    latents = halftone.load(tmp_path / "out")("x", num_inference_steps=1, output_type="latent").images
+    shutil.rmtree(tmp_path / "out")
+    assert torch.isfinite(latents).all()

@@ -1,0 +1,64 @@
+"""Files that are whole or absent."""
+
+import errno
+import hashlib
+import os
+
+import pytest
+
+from halftone.errors import OutputError
+from halftone.files import file_sha256, output_errors, reason_of, sync_tree, write_atomically
+
+
+def test_text_and_bytes_replace_what_was_there(tmp_path):
+    path = tmp_path / "x.json"
+    write_atomically(path, "é")
+    assert path.read_bytes() == "é".encode()
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_failed_write_leaves_the_old_file_and_no_rest(broken, tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OutputError) as caught, output_errors("The file x.json"):
+        write_atomically(path, "new")
+    assert str(caught.value) == "The file x.json could not be written: no space is left on the device."
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_new_file_is_not_seen_before_it_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+    write_atomically(path, "text")
+    assert seen == [False]
+
+
+def test_reasons():
+    assert reason_of(OSError(errno.EACCES, "Permission denied")) == "[Errno 13] Permission denied"
+    rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert reason_of(rust) == "no space is left on the device"
+    assert reason_of(Exception("two\nlines")) == "two lines"
+
+
+def test_sync_reaches_every_file_and_folder(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    opened = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: opened.append(path) or real(path, flags))
+    sync_tree(tmp_path)
+    assert {*opened} == {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "file"}
+
+
+def test_sha256_of_a_file_longer_than_a_chunk(tmp_path):
+    data = os.urandom(3_000_001)
+    (tmp_path / "x").write_bytes(data)
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()

@@ -1,0 +1,229 @@
+"""Images for prompts: independent of their neighbours, resumable, atomic."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipelines import tiny_sd, tiny_sd3
+
+import halftone
+from halftone import generation
+from halftone.errors import InputError, OutputError
+from halftone.generation import GenerationSettings, generate, paint
+
+FAST = GenerationSettings(num_inference_steps=2, seed=10)
+PROMPTS = ["a red cube", "a/b \"quoted\" 'text'", "😀\u2028line\u0085end\nnew"]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_sd()
+
+
+def _pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def _entries(folder):
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+class _Interrupt(Exception):
+    pass
+
+
+def _stop_after(images):
+    def progress(done, total):
+        if done == images:
+            raise _Interrupt
+
+    return progress
+
+
+def test_files_and_manifest(pipeline, tmp_path):
+    progress = []
+    paths = generate(pipeline, PROMPTS, tmp_path / "out", FAST, progress=lambda *numbers: progress.append(numbers))
+    assert [path.name for path in paths] == ["00000.png", "00001.png", "00002.png"]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
+    assert _entries(tmp_path / "out") == [
+        {"index": index, "prompt": prompt, "seed": 10 + index, "file": f"{index:05d}.png"}
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"00000.png", "00001.png", "00002.png", "manifest.jsonl", "generation.json"}
+
+
+def test_image_is_the_pipelines_own_for_that_seed(pipeline, tmp_path):
+    paths = generate(pipeline, PROMPTS, tmp_path, FAST)
+    for index, (prompt, path) in enumerate(zip(PROMPTS, paths, strict=True)):
+        generator = torch.Generator().manual_seed(10 + index)
+        expected = pipeline(prompt, num_inference_steps=2, generator=generator).images[0]
+        assert np.array_equal(_pixels(path), np.asarray(expected))
+
+
+def test_image_does_not_depend_on_its_neighbours(pipeline, tmp_path):
+    first = generate(pipeline, ["x", "a red cube", "y"], tmp_path / "a", FAST)
+    second = generate(pipeline, ["long " * 50, "a red cube"], tmp_path / "b", FAST)
+    alone = paint(pipeline, "a red cube", 11, FAST)
+    assert first[1].read_bytes() == second[1].read_bytes() != first[0].read_bytes()
+    assert np.array_equal(_pixels(first[1]), np.asarray(alone))
+
+
+def test_guidance_is_passed_on(pipeline, tmp_path):
+    one = paint(pipeline, "a red cube", 0, GenerationSettings(2, guidance_scale=1.0))
+    own = paint(pipeline, "a red cube", 0, GenerationSettings(2))
+    assert np.array_equal(np.asarray(own), np.asarray(paint(pipeline, "a red cube", 0, GenerationSettings(2, 7.5))))
+    assert not np.array_equal(np.asarray(one), np.asarray(own))
+
+
+@pytest.mark.parametrize("build", [tiny_sd, tiny_sd3])
+def test_watcher_sees_every_step_and_changes_nothing(build, tmp_path):
+    seen = []
+    pipeline = build()
+    plain = generate(pipeline, PROMPTS[:2], tmp_path / "plain", FAST)
+    watched = generate(pipeline, PROMPTS[:2], tmp_path / "watched", FAST, on_step=lambda *args: seen.append(args))
+    assert [(index, step, tuple(latents.shape)) for index, step, latents in seen] == [
+        (index, step, (1, 4, 8, 8)) for index in range(2) for step in range(2)
+    ]
+    assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in watched]
+
+
+def _painting(monkeypatch):
+    painted, real = [], generation.paint
+    monkeypatch.setattr(
+        generation, "paint", lambda pipeline, prompt, *args: painted.append(prompt) or real(pipeline, prompt, *args)
+    )
+    return painted
+
+
+def test_interrupted_run_goes_on_and_ends_in_the_same_bytes(pipeline, tmp_path, monkeypatch):
+    whole = generate(pipeline, PROMPTS, tmp_path / "whole", FAST)
+    with pytest.raises(_Interrupt):
+        generate(pipeline, PROMPTS, tmp_path / "out", FAST, progress=_stop_after(2))
+    painted = _painting(monkeypatch)
+    paths = generate(pipeline, PROMPTS, tmp_path / "out", FAST)
+    assert painted == PROMPTS[2:]
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in whole]
+    assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == (tmp_path / "whole" / "manifest.jsonl").read_bytes()
+
+
+def test_missing_image_is_painted_again(pipeline, tmp_path, monkeypatch):
+    paths = generate(pipeline, PROMPTS, tmp_path, FAST)
+    before = paths[1].read_bytes()
+    paths[1].unlink()
+    painted = _painting(monkeypatch)
+    generate(pipeline, PROMPTS, tmp_path, FAST)
+    assert painted == [PROMPTS[1]] and paths[1].read_bytes() == before
+
+
+def test_fewer_or_more_of_the_same_prompts_are_the_same_run(pipeline, tmp_path, monkeypatch):
+    generate(pipeline, PROMPTS[:2], tmp_path, FAST)
+    painted = _painting(monkeypatch)
+    generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+    assert painted == [] and len(_entries(tmp_path)) == 2
+    generate(pipeline, PROMPTS, tmp_path, FAST)
+    assert painted == PROMPTS[2:] and len(_entries(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("rest", ["generation.json.part", "manifest.jsonl.part", "00000.png.part"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_half_written_files_of_a_killed_run_do_no_harm(rest, after, pipeline, tmp_path):
+    whole = generate(pipeline, PROMPTS[:2], tmp_path / "whole", FAST)
+    out = tmp_path / "out"
+    if after:
+        with pytest.raises(_Interrupt):
+            generate(pipeline, PROMPTS[:2], out, FAST, progress=_stop_after(after))
+    elif rest != "generation.json.part":
+        pytest.skip("nothing but the settings is written before the first image")
+    out.mkdir(exist_ok=True)
+    (out / rest).write_text('{"inde')
+    paths = generate(pipeline, PROMPTS[:2], out, FAST)
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in whole]
+
+
+def test_kill_between_image_and_manifest_paints_the_image_again(pipeline, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise _Interrupt
+
+    monkeypatch.setattr(generation, "_write_manifest", interrupt)
+    with pytest.raises(_Interrupt):
+        generate(pipeline, PROMPTS[:1], tmp_path / "out", FAST)
+    monkeypatch.undo()
+    whole = generate(pipeline, PROMPTS[:1], tmp_path / "whole", FAST)
+    assert generate(pipeline, PROMPTS[:1], tmp_path / "out", FAST)[0].read_bytes() == whole[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"prompts": ["another", *PROMPTS[1:]]}, "another prompt at index 0"),
+        ({"settings": GenerationSettings(3, seed=10)}, "num_inference_steps"),
+        ({"settings": GenerationSettings(2, seed=11)}, "seed"),
+        ({"settings": GenerationSettings(2, 1.0, 10)}, "guidance_scale"),
+        ({"source": "another"}, "source"),
+        ({"pipeline": tiny_sd(scheduler="pndm")}, "scheduler"),
+    ],
+)
+def test_other_run_in_the_folder_is_refused_and_nothing_changes(change, message, pipeline, tmp_path):
+    generate(pipeline, PROMPTS, tmp_path, FAST)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments = {"pipeline": pipeline, "prompts": PROMPTS, "settings": FAST, **change}
+    with pytest.raises(InputError, match=message):
+        generate(out=tmp_path, **arguments)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_foreign_folder_and_file_are_refused(pipeline, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        generate(pipeline, PROMPTS, tmp_path, FAST)
+    with pytest.raises(InputError, match="is a file"):
+        generate(pipeline, PROMPTS, tmp_path / "thesis.txt", FAST)
+    with pytest.raises(OutputError, match="could not be written"):
+        generate(pipeline, PROMPTS, tmp_path / "thesis.txt" / "out", FAST)
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "generation.json"])
+@pytest.mark.parametrize("text", ['{"index": 0, "pro', "[]", "5", "", "\xff", '{"index": "0"}'])
+def test_damaged_bookkeeping_is_one_sentence(name, text, pipeline, tmp_path):
+    generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+    (tmp_path / name).write_bytes(text.encode("latin1"))
+    with pytest.raises(InputError, match=r"is damaged|holds images of another run") as caught:
+        generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+    assert name in str(caught.value) or "another run" in str(caught.value)
+
+
+def test_full_disk_is_one_sentence_and_keeps_the_images_before(pipeline, tmp_path, monkeypatch):
+    real = generation._save_image
+
+    def full(image, path):
+        if path.name == "00001.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(image, path)
+
+    monkeypatch.setattr(generation, "_save_image", full)
+    with pytest.raises(OutputError, match=r"00001\.png could not be written: no space is left on the device\.$"):
+        generate(pipeline, PROMPTS, tmp_path, FAST)
+    assert [entry["index"] for entry in _entries(tmp_path)] == [0]
+    monkeypatch.undo()
+    painted = _painting(monkeypatch)
+    generate(pipeline, PROMPTS, tmp_path, FAST)
+    assert painted == PROMPTS[1:]
+
+
+def test_wrong_arguments_leave_no_folder(pipeline, tmp_path):
+    for prompts, settings in [([], FAST), (["a\0b"], FAST), (["x" * 10_001], FAST), (["x"], GenerationSettings(0))]:
+        with pytest.raises(InputError):
+            generate(pipeline, prompts, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantized_pipeline_paints_the_same_in_any_company(sd_artifact, tmp_path):
+    pipeline = halftone.load(sd_artifact)
+    first = generate(pipeline, ["x", "a red cube"], tmp_path / "a", FAST)
+    second = generate(pipeline, ["blue", "a red cube", "z"], tmp_path / "b", FAST)
+    assert first[1].read_bytes() == second[1].read_bytes()

@@ -1,0 +1,131 @@
+"""Opening folders: what is no pipeline is refused in one sentence; nothing is unpickled and no foreign code runs."""
+
+import json
+import pickle
+import shutil
+import sys
+import warnings
+
+import pytest
+import torch
+from pipelines import tiny_sd
+
+from halftone import sources
+from halftone.errors import InputError
+from halftone.sources import bundled_names, open_pipeline, pipeline_facts, resolve_folder
+
+
+class _Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.fixture
+def folder(sd_folder, tmp_path):
+    return shutil.copytree(sd_folder, tmp_path / "sd")
+
+
+def _refused(source):
+    with pytest.raises(InputError) as caught:
+        open_pipeline(source)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 600
+    return text
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_pipeline_is_opened_in_the_asked_for_type_without_warnings(dtype, sd_folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline = open_pipeline(str(sd_folder), dtype=dtype, device="cpu")
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {dtype or torch.float32}
+    assert pipeline_facts(pipeline) == {"pipeline": "StableDiffusionPipeline", "scheduler": "DDIMScheduler"}
+
+
+def test_what_is_no_folder(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    assert "is a file" in _refused(tmp_path / "model.safetensors")
+    assert "neither a folder" in _refused(tmp_path / "nowhere" / "at all")
+    assert "neither a folder" in _refused("just-a-name") and "neither a folder" in _refused("./a")
+    assert "no model_index.json" in _refused(tmp_path)
+
+
+def test_hub_id_that_cannot_be_had(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("offline\nmode")
+
+    monkeypatch.setattr(sources.DiffusionPipeline, "download", fail)
+    assert "owner/name is no folder here and could not be had from the hub: offline mode" in _refused("owner/name")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"_class_name": "Nowhere"}', '{"_class_name": 5}', "\xff"])
+def test_damaged_index(text, folder):
+    (folder / "model_index.json").write_bytes(text.encode("latin1"))
+    assert str(folder) in _refused(folder)
+
+
+@pytest.mark.parametrize("part", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", None])
+def test_damaged_or_missing_config(part, text, folder):
+    (folder / part).unlink() if text is None else (folder / part).write_text(text)
+    assert str(folder) in _refused(folder)
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize("size", [None, 0, 100, -100])
+def test_damaged_or_missing_weights(part, size, folder):
+    data = (folder / part).read_bytes()
+    (folder / part).unlink() if size is None else (folder / part).write_bytes(data[:size])
+    assert str(folder) in _refused(folder)
+
+
+@pytest.mark.parametrize(
+    "part, pickled",
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin"),
+        ("text_encoder/model.safetensors", "text_encoder/pytorch_model.bin"),
+    ],
+)
+def test_nothing_is_unpickled(part, pickled, folder, tmp_path):
+    (folder / part).unlink()
+    (folder / pickled).write_bytes(pickle.dumps(_Bomb(str(tmp_path / "boom"))))
+    _refused(folder)
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("key, module", [("_class_name", "evil.py"), ("unet", "unet/evil.py")])
+def test_code_in_the_folder_does_not_run(key, module, folder, tmp_path):
+    index = json.loads((folder / "model_index.json").read_text())
+    index[key] = ["evil", "Evil"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / module).write_text(f"open({str(tmp_path / 'boom')!r}, 'w')\nclass Evil: pass\n")
+    assert "evil" in _refused(folder)
+    assert not (tmp_path / "boom").exists() and "evil" not in sys.modules
+
+
+def test_bundled_models_are_the_folders_with_a_pipeline(tmp_path, monkeypatch, sd_folder):
+    monkeypatch.setattr(sources, "_BUNDLED", tmp_path)
+    (tmp_path / "prompts").mkdir()
+    shutil.copytree(sd_folder, tmp_path / "mini-sd")
+    assert bundled_names() == ("mini-sd",) and resolve_folder("bundled:mini-sd") == tmp_path / "mini-sd"
+    assert "did you mean 'mini-sd'" in _refused("bundled:mini-ds")
+    assert "no bundled model 'prompts'" in _refused("bundled:prompts")
+
+
+def test_pipeline_without_a_denoiser_opens_but_cannot_be_quantized(tmp_path):
+    from diffusers import DiffusionPipeline
+
+    from halftone import quantize
+
+    class Decoder(DiffusionPipeline):
+        def __init__(self, vae):
+            super().__init__()
+            self.register_modules(vae=vae)
+
+    with pytest.raises(InputError, match="Decoder has no denoiser to quantize"):
+        quantize(Decoder(tiny_sd().vae), "pcr-w8a8", ["x"])
