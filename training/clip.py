@@ -1,4 +1,8 @@
-"""Trains bundled:mini-clip, an image and a text tower, with captions that differ in one attribute as hard negatives."""
+"""Trains the image tower of bundled:mini-clip against the frozen text tower.
+
+Captions that differ in one attribute are hard negatives, and a classifier of the attributes, thrown away afterwards,
+helps the tower to see them.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +14,68 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from . import dataset
+from . import attributes, dataset
 from .captions import plain_caption, styled_caption
-from .loop import Trainer, autocast, batch_rows
+from .loop import Trainer, autocast, batch_rows, ranks
 from .scene import Scene, one_attribute_changed
-from .tokenizer import CONTEXT, make_tokenizer
+from .tokenizer import CONTEXT
 
 STYLED_SHARE = 0.2
+
+
+class ImageTower(torch.nn.Module):
+    """What is trained: the image tower, both projections and the temperature, and the attributes' classifier."""
+
+    def __init__(self, model: CLIPModel):
+        super().__init__()
+        self.clip = model
+        self.head = torch.nn.Linear(model.config.vision_config.hidden_size, sum(attributes.CLASSES))
+        model.text_model.requires_grad_(False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("runs/data"))
+    parser.add_argument("--text", type=Path, default=Path("runs/text/model"))
     parser.add_argument("--out", type=Path, default=Path("runs/clip"))
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--negatives", type=int, default=1)
+    parser.add_argument("--negatives", type=int, default=2)
     args = parser.parse_args()
-    train(args.data, args.out, args.steps, args.batch, args.negatives)
+    train(args.data, args.text, args.out, args.steps, args.batch, args.negatives)
 
 
-def train(data: Path, out: Path, steps: int, batch: int, negatives: int) -> None:
-    """Leaves a CLIPModel folder with tokenizer and image processor in `out`/model."""
+def train(data: Path, text: Path, out: Path, steps: int, batch: int, negatives: int) -> None:
+    """Leaves a CLIPModel folder with tokenizer and image processor in `out`/model after every checkpoint."""
     torch.manual_seed(0)
+    rank, world = ranks()
     images, scenes = dataset.load(data, "train")
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
-    model.set_attn_implementation("eager")  # on a CPU its backward pass is faster than the fused one's
+    tokenizer = CLIPTokenizer.from_pretrained(text)
+    clip = CLIPModel.from_pretrained(text, torch_dtype=torch.float32)
+    clip.set_attn_implementation("eager")  # on a CPU its backward pass is faster than the fused one's
+    model = ImageTower(clip)
     pixels = torch.from_numpy(images)
     trainer = Trainer(model, out, steps, learning_rate=6e-4, weight_decay=0.05)
 
     def loss(step: int) -> torch.Tensor:
-        rows = batch_rows(step, len(pixels), batch, seed=1)
-        captions = _captions([scenes[int(row)] for row in rows], negatives, step)
+        rows = batch_rows(step, len(pixels), batch, seed=1)[rank::world]
+        part = [scenes[int(row)] for row in rows]
+        captions = _captions(part, negatives, step * world + rank)
         tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
         with autocast():
-            images = model.get_image_features(normalize(pixels[rows])).pooler_output
-            texts = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
-        return contrastive_loss(images.float(), texts.float(), model.logit_scale, batch)
+            seen = clip.vision_model(normalize(pixels[rows])).pooler_output
+            told = clip.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
+            logits, images, texts = model.head(seen), clip.visual_projection(seen), clip.text_projection(told)
+        matching = contrastive_loss(images.float(), texts.float(), clip.logit_scale, len(rows))
+        return matching + attributes.loss(logits, attributes.labels(part, of_image=True))
 
     def report() -> str:
-        return f"valid: {judge_accuracy(model, tokenizer, data, 300):.3f}"
+        clip.save_pretrained(out / "model")
+        tokenizer.save_pretrained(out / "model")
+        processor().save_pretrained(out / "model")
+        return f"valid: {judge_accuracy(clip, tokenizer, data, 300):.3f}"
 
-    trainer.run(loss, save_every=500, report=report)
-    model.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    processor().save_pretrained(out / "model")
+    trainer.run(loss, save_every=250, report=report)
 
 
 def make_model(tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-
 DECAY_SHARE = 0.25  # of the steps, at the end; before, the rate is constant, so that a run can be made longer
 LAST_RATE = 0.02  # of the learning rate, at the very end
 

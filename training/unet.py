@@ -25,16 +25,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("runs/data"))
     parser.add_argument("--vae", type=Path, default=Path("runs/vae/model"))
-    parser.add_argument("--clip", type=Path, default=Path("runs/clip/model"))
+    parser.add_argument("--text", type=Path, default=Path("runs/text/model"))
     parser.add_argument("--out", type=Path, default=Path("runs/unet"))
     parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    train(args.data, args.vae, args.clip, args.out, args.steps, args.batch, not args.no_compile)
+    train(args.data, args.vae, args.text, args.out, args.steps, args.batch, not args.no_compile)
 
 
-def train(data: Path, vae: Path, clip: Path, out: Path, steps: int, batch: int, compiled: bool) -> None:
+def train(data: Path, vae: Path, text: Path, out: Path, steps: int, batch: int, compiled: bool) -> None:
     """Leaves the averaged UNet in `out`/model after every checkpoint."""
     torch.manual_seed(0)
     rank, world = ranks()
@@ -43,8 +43,8 @@ def train(data: Path, vae: Path, clip: Path, out: Path, steps: int, batch: int, 
     if world > 1:
         torch.distributed.barrier()
     latents, scenes = cached_latents(data, vae, out)
-    tokenizer = CLIPTokenizer.from_pretrained(clip)
-    text_encoder = CLIPTextModel.from_pretrained(clip, torch_dtype=torch.bfloat16).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(text)
+    text_encoder = CLIPTextModel.from_pretrained(text, torch_dtype=torch.bfloat16).eval()
     model = make_model().to(memory_format=torch.channels_last)
     # Plain attention: its backward pass is three times as fast on a CPU as that of the fused kernel.
     model.set_attn_processor(AttnProcessor())
