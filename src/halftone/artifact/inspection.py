@@ -91,7 +91,7 @@ def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118 (no dict)
                     yield name, file.get_slice(name).get_shape()
         except SafetensorError as error:
             raise ArtifactError(f"{path} is damaged ({error}); copy the artifact again.") from error

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from halftone.cli.bench import bench
 from halftone.cli.generate import generate
 from halftone.cli.inspect import inspect
 from halftone.cli.quantize import quantize
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(quantize)
 app.command()(generate)
 app.command()(inspect)
+app.command()(bench)
 
 
 def _version(asked: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from halftone.errors import InputError
 from halftone.prompt_files import PromptEntry
 from halftone.prompts import prompt_entries
 
-__all__ = ["PromptEntry", "PromptSet", "load_prompt_set"]
+__all__ = ["PromptEntry", "PromptSet", "load_prompt_set", "prompt_set_of"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ def load_prompt_set(source: str | Path, name: str | None = None, column: str | N
     text = str(source)
     default = text.removeprefix("bundled:") if text.startswith("bundled:") else Path(text).stem
     return PromptSet(name or default, text, entries, _content_sha256(entries))
+
+
+def prompt_set_of(name: str, prompts: Sequence[str]) -> PromptSet:
+    """A set of texts that come from no prompt file."""
+    entries = tuple(PromptEntry(text) for text in prompts)
+    return PromptSet(name, name, entries, _content_sha256(entries))
 
 
 def _lot(seed: int, index: int, prompt: str) -> bytes:

@@ -109,8 +109,12 @@ class SetResult(Distances):
     """What one candidate did on one prompt set."""
 
     n: int = Field(ge=2, description="Number of prompts, of which each has one image.")
-    clip_score: float = Field(ge=0, le=100, description="Mean 100·max(cosine, 0) of the candidate's images; higher.")
-    clip_score_reference: float = Field(ge=0, le=100, description="The same of the reference's images.")
+    clip_score: float | None = Field(
+        default=None, ge=0, le=100, description="Mean 100·max(cosine, 0) of the candidate's images; higher is better."
+    )
+    clip_score_reference: float | None = Field(
+        default=None, ge=0, le=100, description="The same of the reference's images."
+    )
     clip_score_difference: Mean | None = Field(
         default=None, description="Candidate minus reference, paired by prompt, in points of the CLIP score."
     )

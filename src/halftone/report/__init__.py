@@ -1,29 +1,16 @@
-"""Results as a person and a machine want them: one page to look at, one JSON file to read."""
+"""Results as a person wants them: a page to look at, a table for a README, a model card."""
 
-from halftone.report.data import (
-    ActivationRange,
-    ComparisonReport,
-    Fidelity,
-    LeftOutLayer,
-    Pair,
-    Quantization,
-    Settings,
-    Sizes,
-    StepError,
-    Timing,
-)
-from halftone.report.html import write_report
+from halftone.report.card import model_card
+from halftone.report.html import write_page
+from halftone.report.markdown import markdown_table
+from halftone.report.page_input import ActivationRange, PageInput, Picture, QuantizationFacts
 
 __all__ = [
     "ActivationRange",
-    "ComparisonReport",
-    "Fidelity",
-    "LeftOutLayer",
-    "Pair",
-    "Quantization",
-    "Settings",
-    "Sizes",
-    "StepError",
-    "Timing",
-    "write_report",
+    "PageInput",
+    "Picture",
+    "QuantizationFacts",
+    "markdown_table",
+    "model_card",
+    "write_page",
 ]

@@ -20,10 +20,13 @@ def read_image(path: Path) -> ByteImage:
     """An image file as uint8 RGB, (height, width, 3).
 
     Raises:
-        OSError: the file is absent or no image.
+        InputError: the file is absent or no image.
     """
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"The picture {path} cannot be read ({error}); generate it again.") from error
 
 
 def difference(a: ByteImage, b: ByteImage, gain: int) -> ByteImage:
@@ -61,13 +64,23 @@ def contact_sheet(images: Sequence[ByteImage], columns: int) -> ByteImage:
     return sheet
 
 
-def data_uri(png: bytes) -> str:
-    """PNG bytes as the ``src`` of an image that needs no network."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def reduced(image: ByteImage, side: int) -> ByteImage:
+    """The image with its longer side at most ``side`` pixels (area averaging); unchanged if it is no larger."""
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    if longest <= side:
+        return image
+    size = max(1, round(width * side / longest)), max(1, round(height * side / longest))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
-def encode_png(image: ByteImage) -> bytes:
-    """A uint8 image (height, width, 3) as the bytes of a PNG file."""
+def data_uri(image: ByteImage, lossless: bool) -> str:
+    """An image as the ``src`` of an element that needs no network: PNG, or JPEG without colour subsampling."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    picture = Image.fromarray(image)
+    if lossless:
+        picture.save(buffer, format="PNG", optimize=True)
+    else:
+        picture.save(buffer, format="JPEG", quality=90, subsampling=0, optimize=True)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

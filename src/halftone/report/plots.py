@@ -1,167 +1,124 @@
-"""The report's plots, as SVG fragments for inlining whose colours are the page's CSS variables.
-
-Drawn with matplotlib's object interface: no pyplot, no display, no figure kept alive. A fragment carries no
-address, no fixed colour and no id that another plot uses, so one drawing serves light and dark.
-"""
+"""Plots of one quantized model: input ranges over the steps, bits of every slot; and the histogram of all pairs."""
 
 from __future__ import annotations
 
-import io
-import re
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+import numpy as np
+from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from halftone.errors import InputError
-from halftone.qdiffbench.intervals import Estimate
-from halftone.report.data import ActivationRange, Quantization, StepError
+from halftone.report.page_input import ActivationRange
 from halftone.report.ranges import shared_range
+from halftone.report.standing import Standing
+from halftone.report.svg import ACCENT, DASHES, INK, RELAXED, SERIES, plot
 
-# Stand-ins that matplotlib draws with; each becomes the CSS variable named beside it.
-INK, MUTED, GRID, ACCENT, RELAXED = "#010203", "#010204", "#010205", "#010206", "#010207"
-_CSS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", ACCENT: "--accent", RELAXED: "--relaxed"}
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "halftone",  # the same report gives the same page
-    "font.size": 10.0,
-    "text.color": MUTED,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "ytick.major.size": 0,
-}
+SlotBits = Sequence[tuple[float, float]]
+"""(timestep, bits) of every slot, in sampling order."""
 
 
-def activation_range_svg(ranges: Sequence[ActivationRange], name: str) -> str:
+def activation_range_svg(ranges: Sequence[ActivationRange], name: str) -> Markup:
     """One layer's input range over the timesteps (noise left, picture right), its one shared range dashed.
 
     Args:
         ranges: at least one, in any order; values in the layer's own unit.
-        name: the layer's name, which makes the fragment's ids its own and its description.
+        name: the layer's name.
 
     Raises:
         InputError: no ranges.
     """
     ordered = sorted(ranges, key=lambda r: -r.timestep)
     timesteps = [r.timestep for r in ordered]
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(3.7, 2.15)
-        low, high = [r.low for r in ordered], [r.high for r in ordered]
-        axes.fill_between(timesteps, low, high, color=ACCENT, alpha=0.28, lw=0)
+    low, high = [r.low for r in ordered], [r.high for r in ordered]
+    with plot(f"range-{name}", f"Input range of {name} over the timesteps", 3.7, 2.15) as p:
+        p.axes.fill_between(timesteps, low, high, color=ACCENT, alpha=0.28, lw=0)
         for edge in (low, high):
-            axes.plot(timesteps, edge, color=ACCENT, lw=1.6)
+            p.axes.plot(timesteps, edge, color=ACCENT, lw=1.6)
         for level in shared_range(ordered):
-            axes.axhline(level, color=RELAXED, lw=1.2, ls=(0, (4, 3)))
+            p.axes.axhline(level, color=RELAXED, lw=1.2, ls=(0, (4, 3)))
         if timesteps[0] > timesteps[-1]:
-            axes.set_xlim(timesteps[0], timesteps[-1])
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.set_xlabel("timestep (noise → picture)")
-        return _svg(figure, f"range-{name}", f"Input range of {name} over the timesteps")
+            p.axes.set_xlim(timesteps[0], timesteps[-1])
+        p.axes.yaxis.set_major_locator(MaxNLocator(4))
+        p.axes.set_xlabel("timestep (noise → picture)")
+    return p.markup
 
 
-def trajectory_error_svg(errors: Sequence[StepError], quantization: Quantization) -> str:
-    """Relative latent error along the sampling steps with its interval; relaxed steps shaded.
+def slot_bits_svg(slots: Mapping[str, SlotBits], ranked: Sequence[Standing]) -> Markup:
+    """Activation bits of every slot: bars with relaxed slots in their own colour, or one line a candidate."""
+    if not slots:
+        raise InputError("no slots to draw")
+    widest = max(bits for series in slots.values() for _, bits in series)
+    with plot("bits", "Activation bits of every timestep slot: " + "; ".join(map(_bits_in_words, slots.items()))) as p:
+        if len(slots) == 1:
+            _bits_bars(p.axes, [bits for _, bits in next(iter(slots.values()))])
+        else:
+            _bits_lines(p.axes, slots, ranked)
+        longest = max(len(series) for series in slots.values())
+        p.axes.set_xlim(0.5, longest + 0.5 if longest > 4 else longest + 1.5)
+        p.axes.set_ylim(0, widest * 1.18)
+        p.axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        p.axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        p.axes.set(xlabel="timestep slot (noise → picture)", ylabel="activation bits")
+    return p.markup
+
+
+def _bits_bars(axes: object, bits: Sequence[float]) -> None:
+    colors = [RELAXED if b > min(bits) else ACCENT for b in bits]
+    axes.bar(range(1, len(bits) + 1), bits, width=0.82, color=colors)  # type: ignore[attr-defined]
+    for i, b in enumerate(bits):
+        if i == 0 or bits[i - 1] != b:
+            axes.annotate(  # type: ignore[attr-defined]
+                f"{b:.3g} bits", (i + 0.6, b), (0, 3), textcoords="offset points", color=INK
+            )
+
+
+def _bits_lines(axes: object, slots: Mapping[str, SlotBits], ranked: Sequence[Standing]) -> None:
+    for standing in ranked:
+        if standing.name in slots:
+            bits = [b for _, b in slots[standing.name]]
+            shift = 0.06 * (standing.place - len(slots) / 2)
+            axes.step(  # type: ignore[attr-defined]
+                range(1, len(bits) + 1),
+                [b + shift for b in bits],
+                where="mid",
+                color=SERIES[standing.place % 8],
+                ls=DASHES[standing.place % 8],
+                lw=2,
+            )
+
+
+def _bits_in_words(item: tuple[str, SlotBits]) -> str:
+    name, series = item
+    bits = [b for _, b in series]
+    return f"{name} from {min(bits):.3g} to {max(bits):.3g}"
+
+
+def psnr_histogram_svg(values: Mapping[str, Sequence[float]], ranked: Sequence[Standing], set_name: str) -> Markup:
+    """How many pairs of a set have which PSNR (dB), an outline a candidate, its mean as a line.
 
     Args:
-        errors: in sampling order, at least one.
-        quantization: tells which steps are relaxed.
-
-    Raises:
-        InputError: no errors.
-    """
-    if not errors:
-        raise InputError("no step errors to draw")
-    steps = range(1, len(errors) + 1)
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(3.9, 2.5)
-        for step, item in zip(steps, errors, strict=True):
-            if quantization.bits_at(item.timestep) > quantization.base_bits:
-                axes.axvspan(step - 0.5, step + 0.5, color=RELAXED, alpha=0.16, lw=0)
-        low, high = [100 * e.error.low for e in errors], [100 * e.error.high for e in errors]
-        axes.fill_between(steps, low, high, color=ACCENT, alpha=0.28, lw=0)
-        axes.plot(steps, [100 * e.error.mean for e in errors], color=ACCENT, lw=2)
-        axes.set_xlim(0.5, len(errors) + 0.5)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.set(xlabel="sampling step (noise → picture)", ylabel="latent error, %")
-        return _svg(figure, "trajectory", "Relative latent error after every sampling step")
-
-
-def slot_bits_svg(quantization: Quantization) -> str:
-    """Activation bits of every slot in sampling order, relaxed slots in their own colour."""
-    bits = quantization.slot_bits
-    colors = [RELAXED if b > quantization.base_bits else ACCENT for b in bits]
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(3.9, 2.5)
-        axes.bar(range(1, len(bits) + 1), bits, width=0.82, color=colors)
-        for i, b in enumerate(bits):
-            if i == 0 or bits[i - 1] != b:
-                axes.annotate(f"{b} bits", (i + 0.6, b), (0, 3), textcoords="offset points", color=INK)
-        axes.set_xlim(0.5, len(bits) + 0.5 if len(bits) > 4 else len(bits) + 1.5)
-        axes.set_ylim(0, max(bits) * 1.18)
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.set(xlabel="timestep slot (noise → picture)", ylabel="activation bits")
-        return _svg(figure, "bits", "Activation bits of every timestep slot")
-
-
-def psnr_histogram_svg(values: Sequence[float], estimate: Estimate) -> str:
-    """How many pairs have which PSNR (dB), the mean as a line and its interval as a band.
+        values: candidate -> PSNR of every prompt.
 
     Raises:
         InputError: no values.
     """
-    if not values:
+    everything = [value for series in values.values() for value in series]
+    if not everything:
         raise InputError("no PSNR values to draw")
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(3.9, 2.5)
-        bins = max(5, min(30, round(2 * len(values) ** 0.5)))
-        axes.hist(values, bins=bins, color=ACCENT, rwidth=0.92)
-        axes.axvspan(estimate.low, estimate.high, color=RELAXED, alpha=0.22, lw=0)
-        axes.axvline(estimate.mean, color=RELAXED, lw=2)
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set(xlabel="PSNR of a pair, dB (right is nearer)", ylabel="pairs")
-        return _svg(figure, "histogram", "Histogram of the PSNR of all pairs")
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A transparent figure, inches wide and high, with one pair of axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0.0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0.0)
-    axes.grid(visible=False, axis="x")
-    return figure, axes
-
-
-def _svg(figure: Figure, key: str, description: str) -> str:
-    """The figure as an SVG element: the page's colours and fonts, ids from ``key``, no prolog or address."""
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
-    prefix = f"p{zlib.crc32(key.encode()):08x}"
-    text = re.sub(r'(\bid="|href="#|url\(#)', lambda m: f"{m.group(1)}{prefix}-", text)
-    for color, variable in _CSS.items():
-        text = text.replace(color, f"var({variable})")
-    label = re.sub(r"[^\w .,-]", " ", description)
-    opening = rf'<svg \1 role="img" aria-label="{label}">'
-    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, text, count=1)
+    longest = max(len(series) for series in values.values())
+    edges = np.histogram_bin_edges(everything, bins=max(5, min(36, round(2 * longest**0.5))))
+    with plot(f"histogram-{set_name}", f"Histogram of the PSNR of all pairs, {set_name}") as p:
+        for standing in ranked:
+            series = values.get(standing.name, ())
+            if not len(series):
+                continue
+            color = SERIES[standing.place % 8]
+            p.axes.hist(series, bins=edges, color=color, alpha=0.85 if len(values) == 1 else 0.22, rwidth=0.94)
+            if len(values) > 1:
+                p.axes.hist(series, bins=edges, color=color, histtype="step", lw=1.8)
+            mean = RELAXED if len(values) == 1 else color
+            p.axes.axvline(float(np.mean(series)), color=mean, lw=2, ls=DASHES[standing.place % 8])
+        p.axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        p.axes.set(xlabel="PSNR of a pair, dB (right is nearer)", ylabel="pairs")
+    return p.markup

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from halftone.errors import InputError
-from halftone.report.data import ActivationRange
+from halftone.report.page_input import ActivationRange
 
 
 def shared_range(ranges: Sequence[ActivationRange]) -> tuple[float, float]:

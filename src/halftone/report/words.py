@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from halftone.qdiffbench.fidelity import DATA_RANGE, PSNR_CAP_DB
-from halftone.qdiffbench.intervals import Estimate
-from halftone.report.data import ComparisonReport, Timing
+from halftone.report.metrics import Reading
 
-
-@dataclass(frozen=True)
-class Fact:
-    """One headline number, its unit, and the sentence under it."""
-
-    value: str
-    unit: str
-    words: str
+MINUS = "\N{MINUS SIGN}"
+CAP_DB = 100.0  # the PSNR that stands for identical pictures, as in qdiffbench.fidelity (which needs torch)
+LEVELS = 255.0
 
 
-def in_bytes(count: int) -> str:
+def number(value: float, digits: int) -> str:
+    """Fixed decimals with a true minus sign and no negative zero: "−0.12", "0.00"."""
+    text = f"{value:.{digits}f}"
+    if float(text) == 0.0:
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def interval(reading: Reading, digits: int) -> str:
+    """The ends of an interval: "41.2 to 43.9"; empty without one."""
+    if reading.low is None or reading.high is None:
+        return ""
+    return f"{number(reading.low, digits)} to {number(reading.high, digits)}"
+
+
+def in_bytes(count: float) -> str:
     """A size in decimal units: 11_300_000 -> "11.3 MB"."""
     size = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -29,32 +37,19 @@ def in_bytes(count: int) -> str:
 
 
 def in_seconds(seconds: float) -> str:
-    """A duration: "0.42 s", "3 min 20 s", "2 h 05 min"."""
+    """A duration: "12 ms", "0.42 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 100:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def interval(estimate: Estimate, digits: int) -> str:
-    """The ends of an interval: "41.2 to 43.9"."""
-    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
-
-
-def typical_levels(psnr_db: float) -> float:
-    """Root-mean-square difference, in levels of 255, of an image pair with this PSNR: 255·10^(-PSNR/20)."""
-    return 0.0 if psnr_db >= PSNR_CAP_DB else float(DATA_RANGE * 10 ** (-psnr_db / 20))
-
-
-def timing_of(report: ComparisonReport, role: str) -> Timing | None:
-    """The first timing with that role, or None."""
-    return next((row for row in report.timings if row.role == role), None)
-
-
 def compared(seconds: float, reference: float) -> str:
-    """Speed against a reference, without flattery: "1.4× faster", "1.2× slower", "as fast" (within 2 %)."""
+    """Speed against a reference, without flattery: "1.40× faster", "1.20× slower", "as fast" (within 2 %)."""
     if abs(seconds / reference - 1) < 0.02:
         return "as fast"
     if seconds < reference:
@@ -62,31 +57,19 @@ def compared(seconds: float, reference: float) -> str:
     return f"{seconds / reference:.2f}× slower"
 
 
-def headline_facts(report: ComparisonReport) -> list[Fact]:
-    """The numbers at the top of the page: nearness, structure, size, width, and time when it was measured."""
-    fidelity, sizes, bits = report.fidelity, report.sizes, report.quantization
-    levels = typical_levels(fidelity.psnr.mean)
-    before, after = in_bytes(sizes.full_precision_bytes), in_bytes(sizes.quantized_bytes)
-    facts = [
-        Fact(f"{sizes.ratio:.1f}×", "smaller", f"{before} of float32 weights became {after}."),
-        Fact(f"{fidelity.psnr.mean:.1f}", "dB PSNR", f"Colour values are typically off by {levels:.1f} of 255."),
-        Fact(f"{fidelity.ssim.mean:.3f}", "SSIM", "1 would be the same structure in every patch."),
-        Fact(
-            f"W{bits.weight_bits} A{bits.average_activation_bits:.3g}",
-            "",
-            f"Bits of a weight and, on average, of an activation, in {bits.layers_quantized} layers; "
-            f"{len(bits.layers_left_out)} stay in floating point.",
-        ),
-    ]
-    return facts + _timing_fact(report)
+def typical_levels(psnr_db: float) -> float:
+    """Root-mean-square difference, in levels of 255, of an image pair with this PSNR: 255·10^(-PSNR/20)."""
+    return 0.0 if psnr_db >= CAP_DB else float(LEVELS * 10 ** (-psnr_db / 20))
 
 
-def _timing_fact(report: ComparisonReport) -> list[Fact]:
-    reference, candidate = timing_of(report, "reference"), timing_of(report, "candidate")
-    if reference is None or candidate is None:
-        return []
-    speed = compared(candidate.seconds_per_image, reference.seconds_per_image)
-    words = f"{speed[0].upper()}{speed[1:]} than" if speed != "as fast" else "The same as"
-    words += f" full precision on this machine ({in_seconds(reference.seconds_per_image)})."
-    seconds = candidate.seconds_per_image
-    return [Fact(f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}", "s per image", words)]
+def enumerated(items: Sequence[str], last: str = "and") -> str:
+    """ "a, b and c"."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def bits_name(weight_bits: float | None, activation_bits: float | None) -> str:
+    """ "W8 A8.4"; empty if neither is known."""
+    parts = [f"{letter}{bits:.3g}" for letter, bits in (("W", weight_bits), ("A", activation_bits)) if bits is not None]
+    return " ".join(parts)

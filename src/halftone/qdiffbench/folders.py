@@ -1,0 +1,90 @@
+"""Two folders of images alone: nothing is painted, and nothing is known of how they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from halftone.errors import InputError
+from halftone.files import output_errors, write_atomically
+from halftone.qdiffbench.bench import RESULTS, BenchOutcome, BenchRequest, load_judges
+from halftone.qdiffbench.environment import describe_environment
+from halftone.qdiffbench.foreign_images import MANIFEST, all_images, read_manifest
+from halftone.qdiffbench.gallery import read_image
+from halftone.qdiffbench.measure import ImageSet, ReferenceViews, measure
+from halftone.qdiffbench.prompt_sets import PromptSet, prompt_set_of
+from halftone.qdiffbench.results import Candidate, Model, PromptSetFacts, Results, Settings
+
+SET = "images"
+
+
+def compare_folders(
+    request: BenchRequest, progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+) -> BenchOutcome:
+    """Compares each candidate folder with the reference folder, image by image in the order of their names.
+
+    With a ``manifest.jsonl`` in the reference folder its prompts are known, and text matching is measured too.
+
+    Raises:
+        InputError: a folder or image that cannot be used; says which.
+    """
+    reference = all_images(Path(request.reference))
+    prompts = _prompts(Path(request.reference), reference)
+    judges = load_judges(request if prompts is not None else _without_scores(request))
+    view = ReferenceViews(judges, reference, prompts)
+    names = [Path(text).name or text for text in request.candidates]
+    if len(set(names)) != len(names):
+        names = list(request.candidates)
+    sets = [all_images(Path(text)) for text in request.candidates]
+    measured = {}
+    for name, images in zip(names, sets, strict=True):
+        with progress(f"measuring {name}") as advance:
+            measured[name, SET] = measure(view, images, 0, request.bootstrap_seed, advance)
+    shape = read_image(reference.paths[0]).shape
+    known = prompts if prompts is not None else prompt_set_of(SET, [path.name for path in reference.paths])
+    facts = PromptSetFacts(source=request.reference, sha256=known.sha256, n=len(reference.paths))
+    results = Results(
+        environment=describe_environment(request.device),
+        settings=Settings(
+            width=shape[1],
+            height=shape[0],
+            prompt_sets={SET: facts},
+            features=next(iter(judges.extractors.values())).identity,
+            other_features={name: one.identity for name, one in list(judges.extractors.items())[1:]},
+            clip=judges.clip.identity if judges.clip is not None else None,
+            lpips=judges.lpips.identity if judges.lpips is not None else None,
+            bootstrap_seed=request.bootstrap_seed,
+            commands=request.commands,
+        ),
+        reference=Model(name=Path(request.reference).name or request.reference, source=request.reference),
+        candidates=tuple(
+            Candidate(name=name, source=text, sets={SET: measured[name, SET].result})
+            for name, text in zip(names, request.candidates, strict=True)
+        ),
+        warnings=tuple(dict.fromkeys(text for one in measured.values() for text in one.warnings)),
+    )
+    with output_errors(f"The results in {request.out}"):
+        request.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(request.out / RESULTS, results.to_json())
+    pairs = {
+        (name, SET): list(zip(reference.paths, images.paths, strict=True))
+        for name, images in zip(names, sets, strict=True)
+    }
+    return BenchOutcome(results, measured, pairs, {SET: known})
+
+
+def _without_scores(request: BenchRequest) -> BenchRequest:
+    return replace(request, clip=None)
+
+
+def _prompts(folder: Path, images: ImageSet) -> PromptSet | None:
+    """The prompts of the images in their order; None without a manifest."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    by_file = {entry["file"]: entry["prompt"] for entry in read_manifest(folder)}
+    missing = [path.name for path in images.paths if path.name not in by_file]
+    if missing:
+        raise InputError(f"{folder / MANIFEST} says nothing of {missing[0]}; remove the image or add its line.")
+    return prompt_set_of(SET, [by_file[path.name] for path in images.paths])

@@ -1,0 +1,262 @@
+"""One candidate's images against the reference's, of one prompt set: every metric, image by image, memory flat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from halftone.errors import InputError
+from halftone.qdiffbench.clip_model import ClipModel
+from halftone.qdiffbench.differences import paired_difference
+from halftone.qdiffbench.directions import higher_is_better
+from halftone.qdiffbench.distribution_intervals import frechet_interval, kid_interval
+from halftone.qdiffbench.features import Extractor
+from halftone.qdiffbench.fidelity import ms_ssim, ms_ssim_fits, psnr, ssim
+from halftone.qdiffbench.gallery import read_image
+from halftone.qdiffbench.intervals import summarize
+from halftone.qdiffbench.kernel_distance import kid_over_subsets
+from halftone.qdiffbench.matching import attribute_hits, clip_scores
+from halftone.qdiffbench.moments import too_few_images
+from halftone.qdiffbench.perceptual import Lpips
+from halftone.qdiffbench.prompt_sets import PromptSet
+from halftone.qdiffbench.set_results import Distances, KidSubsets, Mean, SetResult, StepDrift, Summary, WorstPair
+
+IMAGES_AT_ONCE = 64
+WORST_PAIRS = 10
+KID_SUBSET = 1000
+FEW_FOR_INTERVALS = 4  # a half-sample needs two images
+
+Values = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The models that look at images; loaded once for all candidates and sets.
+
+    Attributes:
+        extractors: by name; the first one gives fid_to_fp and kid_to_fp.
+        clip: of the scores, or None.
+        lpips: or None.
+    """
+
+    extractors: Mapping[str, Extractor]
+    clip: ClipModel | None
+    clip_extractor: Extractor | None
+    lpips: Lpips | None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one model for one prompt set, in the sample's order.
+
+    Attributes:
+        paths: of the image files.
+        drift: of each image the latent error after each step; empty where it was not followed.
+    """
+
+    paths: Sequence[Path]
+    drift: Sequence[tuple[float, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the records of results.json are made from, kept for comparisons between candidates.
+
+    Attributes:
+        values: metric -> (n,) values by prompt; ``latent_error`` has the followed prompts only.
+        features: extractor -> (n, d) of the candidate's images.
+        reference_features: the same of the reference's images.
+        result: the record.
+        warnings: sentences for the reader.
+    """
+
+    values: Mapping[str, Values]
+    features: Mapping[str, Features]
+    reference_features: Mapping[str, Features]
+    result: SetResult
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class ReferenceViews:
+    """Features and scores of the reference's images, computed once however many candidates there are."""
+
+    judges: Judges
+    images: ImageSet
+    prompts: PromptSet | None
+    _features: dict[str, Features] = field(default_factory=dict)
+    _texts: Features | None = None
+
+    def features(self, name: str) -> Features:
+        """(n, d) of the extractor of that name, or of the score's CLIP under ``""``."""
+        if name not in self._features:
+            self._features[name] = extract(_extractor(self.judges, name), self.images.paths)
+        return self._features[name]
+
+    def texts(self) -> Features:
+        """(n, d) text features of the prompts."""
+        if self._texts is None:
+            assert self.judges.clip is not None and self.prompts is not None
+            self._texts = self.judges.clip.text_features(self.prompts.prompts)
+        return self._texts
+
+
+def measure(
+    reference: ReferenceViews, candidate: ImageSet, image_seed: int, bootstrap_seed: int, progress: Progress
+) -> Measured:
+    """All metrics of a candidate on one prompt set; image i has the initial noise of ``image_seed + i``.
+
+    Raises:
+        InputError: other numbers or sizes of images, a single one, or one that cannot be read; says which.
+    """
+    pairs = _checked_pairs(reference.images, candidate)
+    judges = reference.judges
+    values: dict[str, Values] = dict(_paired_values(pairs, judges.lpips, progress))
+    drift = [steps for steps in candidate.drift if steps]
+    if drift:
+        values["latent_error"] = np.asarray([steps[-1] for steps in drift])
+    features = {name: extract(extractor, candidate.paths) for name, extractor in judges.extractors.items()}
+    references = {name: reference.features(name) for name in judges.extractors}
+    words = _matching(reference, candidate, features)
+    values |= {name: column for name, column in words.items() if not name.endswith("_reference")}
+    distances = {name: _distances(features[name], references[name], bootstrap_seed) for name in features}
+    main, *others = distances
+    fields: dict[str, Any] = dict(distances[main]) | _word_fields(words, bootstrap_seed)
+    for name in ("psnr", "ssim", "ms_ssim", "lpips", "latent_error"):
+        if name in values:
+            summary = summarize(values[name], higher_is_better=higher_is_better(name), seed=bootstrap_seed)
+            fields[name] = Summary.of(summary)
+    result = SetResult(
+        n=len(pairs),
+        **fields,
+        drift=_drift(drift, bootstrap_seed),
+        other_features={name: distances[name] for name in others},
+        worst_pairs=_worst(values["psnr"], reference.prompts, image_seed),
+    )
+    few = [too_few_images(len(pairs), judges.extractors[name].dimension) for name in distances]
+    return Measured(values, features, references, result, tuple(sentence for sentence in few if sentence))
+
+
+def extract(extractor: Extractor, paths: Sequence[Path]) -> Features:
+    """(n, d) float32 of image files, of which only IMAGES_AT_ONCE are in memory."""
+    features = np.empty((len(paths), extractor.dimension), np.float32)
+    for start in range(0, len(paths), IMAGES_AT_ONCE):
+        part = paths[start : start + IMAGES_AT_ONCE]
+        features[start : start + len(part)] = extractor.extract(
+            [read_image(path) for path in part], [str(path) for path in part]
+        )
+    return features
+
+
+def _extractor(judges: Judges, name: str) -> Extractor:
+    if name:
+        return judges.extractors[name]
+    assert judges.clip_extractor is not None
+    return judges.clip_extractor
+
+
+def _checked_pairs(reference: ImageSet, candidate: ImageSet) -> list[tuple[Path, Path]]:
+    if len(reference.paths) != len(candidate.paths):
+        raise InputError(
+            f"The reference has {len(reference.paths)} images and the candidate {len(candidate.paths)};"
+            " both need one for each prompt."
+        )
+    if len(reference.paths) < 2:
+        raise InputError("A comparison needs at least two images of each side, better hundreds.")
+    return list(zip(reference.paths, candidate.paths, strict=True))
+
+
+def _paired_values(
+    pairs: Sequence[tuple[Path, Path]], lpips: Lpips | None, progress: Progress
+) -> Iterator[tuple[str, Values]]:
+    columns: dict[str, list[float]] = {}
+    for done, (left, right) in enumerate(pairs, start=1):
+        a, b = read_image(left), read_image(right)
+        if a.shape != b.shape:
+            raise InputError(
+                f"{left} is {a.shape[1]}×{a.shape[0]} pixels and {right} {b.shape[1]}×{b.shape[0]};"
+                " compare images of one size."
+            )
+        row = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
+        if ms_ssim_fits(a.shape):
+            row["ms_ssim"] = ms_ssim(a, b)
+        if lpips is not None:
+            row["lpips"] = lpips(a, b)
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+        progress(done, len(pairs))
+    for name, column in columns.items():
+        if len(column) == len(pairs):
+            yield name, np.asarray(column)
+
+
+def _matching(reference: ReferenceViews, candidate: ImageSet, features: Mapping[str, Features]) -> dict[str, Values]:
+    """CLIP scores and attribute hits by prompt, of the candidate and, under ``…_reference``, of the reference."""
+    judges, prompts = reference.judges, reference.prompts
+    if judges.clip is None or prompts is None:
+        return {}
+    shared = next((name for name, one in judges.extractors.items() if one is judges.clip_extractor), None)
+    theirs = reference.features(shared or "")
+    ours = features[shared] if shared is not None else extract(_extractor(judges, ""), candidate.paths)
+    words = {
+        "clip_score": clip_scores(ours, reference.texts()),
+        "clip_score_reference": clip_scores(theirs, reference.texts()),
+    }
+    if prompts.has_alternatives:
+        alternatives = [entry.alternatives for entry in prompts.entries]
+        for name, images in (("attribute_accuracy", ours), ("attribute_accuracy_reference", theirs)):
+            words[name] = attribute_hits(images, prompts.prompts, alternatives, judges.clip).astype(np.float64)
+    return words
+
+
+def _word_fields(words: Mapping[str, Values], seed: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: float(column.mean()) for name, column in words.items()}
+    if words:
+        difference = paired_difference(words["clip_score"], words["clip_score_reference"], seed=seed)
+        fields["clip_score_difference"] = Mean.of(difference)
+    return fields
+
+
+def _distances(ours: Features, theirs: Features, seed: int) -> Distances:
+    n = len(ours)
+    if n < FEW_FOR_INTERVALS:
+        raise InputError(f"Distances of distributions need at least {FEW_FOR_INTERVALS} images, and there are {n}.")
+    fid = frechet_interval(ours, theirs, seed=seed)
+    kid = kid_interval(ours, theirs, seed=seed)
+    subsets = kid_over_subsets(ours, theirs, paired=True, size=KID_SUBSET, seed=seed) if n > KID_SUBSET else None
+    return Distances(
+        fid_to_fp=fid.mean,
+        fid_to_fp_unbiased=fid.unbiased,
+        fid_to_fp_ci95=(fid.low, fid.high),
+        kid_to_fp=kid.mean,
+        kid_to_fp_ci95=(kid.low, kid.high),
+        kid_subsets=None
+        if subsets is None
+        else KidSubsets(mean=subsets.mean, std=subsets.std, subsets=subsets.subsets, size=subsets.size),
+    )
+
+
+def _drift(followed: Sequence[tuple[float, ...]], seed: int) -> tuple[StepDrift, ...]:
+    steps = min((len(steps) for steps in followed), default=0)
+    return tuple(
+        StepDrift(
+            step=step,
+            latent_error=Summary.of(
+                summarize([one[step] for one in followed], higher_is_better=False, resamples=500, seed=seed)
+            ),
+        )
+        for step in range(steps)
+    )
+
+
+def _worst(values: Values, prompts: PromptSet | None, seed: int) -> tuple[WorstPair, ...]:
+    order = sorted(range(len(values)), key=lambda index: (values[index], index))[:WORST_PAIRS]
+    texts = prompts.prompts if prompts is not None else [""] * len(values)
+    return tuple(WorstPair(index=i, prompt=texts[i], seed=seed + i, psnr=float(values[i])) for i in order)
