@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from halftone.cli.bench import bench
+from halftone.cli.card import card
+from halftone.cli.demo import demo
 from halftone.cli.generate import generate
 from halftone.cli.inspect import inspect
 from halftone.cli.quantize import quantize
@@ -24,6 +26,8 @@ app.command()(quantize)
 app.command()(generate)
 app.command()(inspect)
 app.command()(bench)
+app.command()(demo)
+app.command()(card)
 
 
 def _version(asked: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
+_SECONDS_BETWEEN_LINES = 2.0
 
 Progress = Callable[[int, int], None]
 
@@ -27,30 +29,32 @@ def run_guarded(command: Callable[[], Any], *, debug: bool) -> int:
     from halftone.errors import HalftoneError
 
     # Typer has brought its own copy of click since 0.26; whichever it is, this is the base of its usage errors.
-    usage_error = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         result = command()
         return result if isinstance(result, int) else 0
     except HalftoneError as error:
-        complain(str(error))
-        code = WRONG_INPUT
+        return _failed(str(error), WRONG_INPUT, debug)
     except usage_error as error:
         complain(f"{error.format_message()} (halftone COMMAND --help lists the options)")
         return WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        complain("Interrupted; what is finished is kept, and the same command goes on from there.")
-        code = INTERRUPTED
+        return _failed(
+            "Interrupted; what is finished is kept, and the same command goes on from there.", INTERRUPTED, debug
+        )
     except BrokenPipeError:  # the reader of our output has gone, as in `halftone inspect … | head`
         sys.stderr.close()
         return 0
     except MemoryError as error:
-        complain(f"Out of memory ({error}); a smaller --batch-size needs less.")
-        code = WRONG_INPUT
+        return _failed(f"Out of memory ({error}); a smaller --batch-size needs less.", WRONG_INPUT, debug)
     except Exception as error:
-        complain(f"{type(error).__name__}: {error} (this is a fault of Halftone; --debug shows where)")
-        code = 1
+        return _failed(f"{type(error).__name__}: {error} (a fault of Halftone itself; --debug shows where)", 1, debug)
+
+
+def _failed(sentence: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
+    complain(sentence)
     return code
 
 
@@ -110,14 +114,15 @@ def _bar(what: str) -> Iterator[Progress]:
 
 
 def _tenths(what: str) -> Progress:
-    shown = -1
+    shown, started, last = -1, time.monotonic(), float("-inf")
 
     def advance(done: int, total: int) -> None:
-        nonlocal shown
-        tenth = 10 * done // max(1, total)
-        if tenth > shown:
-            shown = tenth
-            say(f"{what}: {done} of {total}")
+        nonlocal shown, last
+        tenth, now = 10 * done // max(1, total), time.monotonic()
+        if tenth > shown and (now - last >= _SECONDS_BETWEEN_LINES or done == total):
+            shown, last = tenth, now
+            left = f", about {(now - started) / done * (total - done):.0f} s left" if 0 < done < total else ""
+            say(f"{what}: {done} of {total}{left}")
 
     return advance
 
