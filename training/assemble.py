@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from .captions import plain_caption, styled_caption
-from .clip import processor
+from .clip import captions_of, processor
 from .scene import random_scene
 from .unet import make_scheduler
 
@@ -30,10 +31,10 @@ def main() -> None:
 
 def assemble(runs: Path, out: Path) -> None:
     """Writes `out`/mini-sd, `out`/mini-clip and `out`/prompts."""
-    tokenizer = CLIPTokenizer.from_pretrained(runs / "clip/model")
+    tokenizer = CLIPTokenizer.from_pretrained(runs / "text/model")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(runs / "vae/model", torch_dtype=torch.float16),
-        text_encoder=CLIPTextModel.from_pretrained(runs / "clip/model", torch_dtype=torch.float16),
+        text_encoder=CLIPTextModel.from_pretrained(runs / "text/model", torch_dtype=torch.float16),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel.from_pretrained(runs / "unet/model", torch_dtype=torch.float16),
         scheduler=make_scheduler(),
@@ -56,18 +57,27 @@ def assemble(runs: Path, out: Path) -> None:
 
 
 def write_prompts(folder: Path) -> None:
-    """calibration and scenes: plain, full captions. styled: other words, over held-out (color, shape) pairs."""
+    """calibration and scenes: plain, full captions. styled: other words, over held-out (color, shape) pairs.
+
+    The sets to evaluate on have nine alternatives for each prompt, wrong in one attribute, in the same phrasing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (seed, count) in PROMPT_SETS.items():
         rng = np.random.default_rng(seed)
-        lines: list[str] = []
-        while len(lines) < count:
+        write = styled_caption if name == "styled" else plain_caption
+        prompts: dict[str, list[str]] = {}
+        while len(prompts) < count:
             scene = random_scene(rng, held_out=name == "styled")
             phrasing = int(rng.integers(1 << 30))
-            caption = styled_caption(scene, phrasing) if name == "styled" else plain_caption(scene, phrasing)
-            if caption not in lines:
-                lines.append(caption)
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            true, *false = captions_of(scene, write, phrasing, rng, 1 if name == "calibration" else 10)
+            prompts.setdefault(true, false)
+        if name == "calibration":
+            text = "\n".join(prompts)
+            (folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+        else:
+            rows = [{"prompt": prompt, "alternatives": false} for prompt, false in prompts.items()]
+            text = "\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+            (folder / f"{name}.jsonl").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ helps the tower to see them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +131,16 @@ def _captions(scenes: list[Scene], negatives: int, step: int) -> list[str]:
 def quiz(scene: Scene, seed: int) -> list[str]:
     """Ten full captions in one phrasing: the true one first, then nine different ones wrong in one attribute."""
     rng = np.random.default_rng([11, seed])
-    phrasing = int(rng.integers(1 << 30))
-    captions = [plain_caption(scene, phrasing)]
-    while len(captions) < 10:
-        caption = plain_caption(one_attribute_changed(scene, rng), phrasing)
+    return captions_of(scene, plain_caption, int(rng.integers(1 << 30)), rng, 10)
+
+
+def captions_of(
+    scene: Scene, write: Callable[[Scene, int], str], phrasing: int, rng: np.random.Generator, count: int
+) -> list[str]:
+    """`count` different captions in one phrasing: the true one first, the others wrong in one attribute."""
+    captions = [write(scene, phrasing)]
+    while len(captions) < count:
+        caption = write(one_attribute_changed(scene, rng), phrasing)
         if caption not in captions:
             captions.append(caption)
     return captions
