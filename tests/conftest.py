@@ -33,3 +33,11 @@ def sd_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     result = halftone.quantize(tiny_sd(), "pcr-w8a8", ["a red cube", "a blue ball"], num_inference_steps=4)
     return result.save(tmp_path_factory.mktemp("artifacts") / "sd-w8a8")
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIPModel with 16-dimensional features, 12 tokens of context, 32x32 pixels; only to be read."""
+    from judges import tiny_clip
+
+    return tiny_clip(tmp_path_factory.mktemp("clip"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from halftone.artifact.manifest import MANIFEST
 from halftone.calibration.settings import CalibrationSettings
 from halftone.denoiser import find_denoiser
 from halftone.errors import InputError
+from halftone.files import output_errors
 from halftone.generation import GenerationSettings
 from halftone.layers import quantized_layers
 from halftone.prompts import read_prompts
 from halftone.qdiffbench.bench import BenchOutcome, BenchRequest, bench
+from halftone.qdiffbench.ranks import Ranks, processes
+from halftone.qdiffbench.request import claim
 from halftone.quantization import quantize
+from halftone.recipe import Recipe
 from halftone.report import ActivationRange, QuantizationFacts, write_page
 from halftone.report.outcome import page_of
 from halftone.sources import open_pipeline
@@ -59,6 +64,7 @@ def run_demo(
     progress: ProgressBar,
     announce: Callable[[str], None] | None = None,
     source: str = MODEL,
+    clip: str = CLIP,
 ) -> DemoOutcome:
     """Leaves in ``out``: ``model`` (the artifact), ``bench`` (images and results.json) and ``report.html``.
 
@@ -67,33 +73,37 @@ def run_demo(
     Raises:
         InputError: ``out`` holds the demonstration of other settings, or something else.
     """
+    if processes() > 1:
+        raise InputError("The demonstration runs in one process; start it without torchrun.")
+    recipe = Recipe.load(settings.recipe)
+    claim(out)
     artifact = out / "model"
-    _quantize(source, artifact, settings, progress, announce)
+    _quantize(source, artifact, recipe, settings, progress, announce)
     request = BenchRequest(
         reference=source,
-        candidates=(f"{settings.recipe}={artifact}",),
+        candidates=(f"{_label(recipe)}={artifact}",),
         prompt_sets={"in-domain": EVALUATION},
         out=out,
         settings=GenerationSettings(settings.steps, settings.guidance, seed=EVALUATION_SEED),
         cache=out / "images",
         num_images=settings.images,
-        features=(f"clip:{CLIP}",),
-        clip=CLIP,
+        features=(f"clip:{clip}",),
+        clip=clip,
         noise_floor=("dtype",),
         noise_images=settings.noise_images,
         commands=_commands(source, artifact, settings),
     )
-    outcome = bench(request, progress)
-    if outcome is None:
-        raise InputError("The demonstration runs in one process; start it without torchrun.")
+    outcome = bench(request, progress, Ranks())
+    assert outcome is not None  # only other ranks get none
     facts = inspect_artifact(artifact)
     page = page_of(
         outcome,
-        title=f"{source.removeprefix('bundled:')}, quantized with {settings.recipe}",
+        title=f"{source.removeprefix('bundled:')}, quantized with {recipe.name}",
         activation_ranges=activation_ranges(load(artifact)),
         quantization=quantization_facts(facts),
     )
-    return DemoOutcome(write_page(page, out), outcome)
+    with output_errors(f"The report in {out}"):
+        return DemoOutcome(write_page(page, out), outcome)
 
 
 EVALUATION_SEED = 10_000  # far from the seeds of the calibration
@@ -136,19 +146,20 @@ def quantization_facts(facts: Mapping[str, Any]) -> QuantizationFacts:
 def _quantize(
     source: str,
     artifact: Path,
+    recipe: Recipe,
     settings: DemoSettings,
     progress: ProgressBar,
     announce: Callable[[str], None] | None,
 ) -> None:
     prompts = read_prompts(CALIBRATION, limit=settings.calibration_prompts)
     if (artifact / MANIFEST).is_file():
-        _check_same(artifact, prompts, settings)
+        _check_same(artifact, recipe, prompts, settings)
         return
     checkpoint = artifact.with_name(artifact.name + ".unfinished")
     with progress("calibrating") as advance:
         result = quantize(
             open_pipeline(source),
-            settings.recipe,
+            recipe,
             prompts,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
@@ -161,14 +172,19 @@ def _quantize(
     result.save(artifact)
 
 
-def _check_same(artifact: Path, prompts: Sequence[str], settings: DemoSettings) -> None:
+def _check_same(artifact: Path, recipe: Recipe, prompts: Sequence[str], settings: DemoSettings) -> None:
     wanted = CalibrationSettings(
         tuple(prompts), settings.steps, settings.guidance, settings.seed, settings.batch_size
     ).to_dict()
     facts = inspect_artifact(artifact)
     stored = {key: facts["calibration"].get(key) for key in wanted}
-    if stored != wanted or facts["recipe"]["name"] != settings.recipe:
+    if stored != wanted or facts["recipe"] != recipe.to_dict():
         raise InputError(f"{artifact} was made with other settings; choose another --out or delete that folder.")
+
+
+def _label(recipe: Recipe) -> str:
+    """The recipe's name without what NAME=SOURCE gives a meaning."""
+    return re.sub(r"[=/\\]+", "-", recipe.name) or "quantized"
 
 
 def _commands(source: str, artifact: Path, settings: DemoSettings) -> tuple[str, ...]:

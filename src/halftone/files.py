@@ -52,6 +52,8 @@ def reason_of(error: Exception) -> str:
 def sync_tree(folder: Path) -> None:
     """Makes the system write a folder with all below it to the disk, the names as well as the contents."""
     for path in (*folder.rglob("*"), folder):
+        if os.name == "nt" and path.is_dir():
+            continue  # Windows opens no folders, and writes their entries by itself
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

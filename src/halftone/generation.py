@@ -6,8 +6,10 @@ the batch it happened to be in (matrix products of another shape round different
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,25 +18,35 @@ from typing import Any
 import torch
 from PIL import Image
 
-from halftone.errors import InputError
+from halftone.errors import InputError, NonFiniteError
 from halftone.files import output_errors, write_atomically
 from halftone.prompts import check_prompts
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "generation.json"
+_SEEDS = range(-(2**63), 2**63)  # what torch takes, with room above for the seeds of later prompts
+_CALLBACK = "callback_on_step_end"
 
 OnStep = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What determines an image besides model and prompt; the image of prompt i is seeded with ``seed + i``."""
+    """What determines an image besides model and prompt; the image of prompt i is seeded with ``seed + i``.
+
+    Raises:
+        InputError: a seed that torch does not take, or a guidance that is not finite.
+    """
 
     num_inference_steps: int = 50
     guidance_scale: float | None = None
     seed: int = 0
     height: int | None = None
     width: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_guidance(self.guidance_scale)
 
     def call_arguments(self) -> dict[str, Any]:
         """What is handed to the pipeline's call, None standing for the pipeline's own default."""
@@ -47,23 +59,63 @@ def paint(pipeline: Any, prompt: str, seed: int, settings: GenerationSettings, o
 
     Args:
         on_step: called with (step index, latents (1, …)) after every sampler step.
+
+    Raises:
+        InputError: the pipeline refuses the settings (a size or number of steps that it does not do).
+        NonFiniteError: NaN or infinity in the latents, of which the pipeline would make a black image; says which step.
     """
     arguments = settings.call_arguments()
-    if on_step is not None:
-
-        def callback(_: Any, step: int, __: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            on_step(step, tensors["latents"])
-            return {}
-
-        arguments["callback_on_step_end"] = callback
-    with torch.inference_mode():
-        output = pipeline(
-            prompt=prompt,
-            num_inference_steps=settings.num_inference_steps,
-            generator=torch.Generator().manual_seed(seed),
-            **arguments,
-        )
+    if _CALLBACK in inspect.signature(type(pipeline).__call__).parameters:
+        arguments[_CALLBACK] = _callback(prompt, on_step)
+    try:
+        with torch.inference_mode():
+            output = pipeline(
+                prompt=prompt,
+                num_inference_steps=settings.num_inference_steps,
+                generator=torch.Generator().manual_seed(seed),
+                **arguments,
+            )
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[-300:]
+        raise InputError(f"{type(pipeline).__name__} cannot paint with these settings: {said}") from error
     return output.images[0]
+
+
+def check_seed(seed: int) -> None:
+    """Refuses what torch cannot seed a generator with.
+
+    Raises:
+        InputError: no integer, or out of range.
+    """
+    if not isinstance(seed, int) or seed not in _SEEDS:
+        raise InputError(f"seed is {seed!r}; it must be an integer from -2^63 to 2^63 - 1.")
+
+
+def check_guidance(guidance_scale: float | None) -> None:
+    """Refuses NaN and infinity, which pipelines take for "no guidance" or multiply with.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+        raise InputError(f"guidance_scale is {guidance_scale!r}; it must be a finite number.")
+
+
+def _callback(prompt: str, on_step: OnStep | None) -> Callable[..., dict[str, torch.Tensor]]:
+    """What the pipeline calls after every step."""
+
+    def callback(_: Any, step: int, __: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        latents = tensors["latents"]
+        if not bool(torch.isfinite(latents).all()):
+            raise NonFiniteError(
+                f"The latents of the prompt {prompt[:80]!r} hold NaN or infinity after step {step + 1}: broken weights,"
+                " or numbers too large for this dtype."
+            )
+        if on_step is not None:
+            on_step(step, latents)
+        return {}
+
+    return callback
 
 
 def generate(

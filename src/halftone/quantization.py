@@ -23,6 +23,7 @@ from halftone.calibration.run import Progress, make_slots
 from halftone.calibration.trace import Trace, trace_calls
 from halftone.denoiser import Denoiser, choose_layers, find_denoiser
 from halftone.errors import InputError, suggest
+from halftone.generation import check_guidance, check_seed
 from halftone.layers import quantized_layers
 from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
@@ -189,8 +190,8 @@ def _check_settings(settings: CalibrationSettings) -> None:
         value = getattr(settings, name)
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be an integer, at least 1.")
-    if not isinstance(settings.seed, int):
-        raise InputError(f"seed is {settings.seed!r}; it must be an integer.")
+    check_seed(settings.seed)
+    check_guidance(settings.guidance_scale)
 
 
 def _check_call_arguments(pipeline: Any, call_kwargs: Mapping[str, Any]) -> None:

@@ -1,91 +1,54 @@
-import numpy as np
 import pytest
-from PIL import Image
+from made_up_results import BITS, TIMESTEPS, candidate, comparison, pictures_of, results_of, values
 
-from halftone.qdiffbench.fidelity import psnr, ssim
-from halftone.qdiffbench.intervals import Estimate, bootstrap_mean
-from halftone.report.data import (
-    ActivationRange,
-    ComparisonReport,
-    Fidelity,
-    LeftOutLayer,
-    Pair,
-    Quantization,
-    Settings,
-    Sizes,
-    StepError,
-    Timing,
-)
-
-PROMPTS = ['a "quoted" <script>alert(1)</script> & <b>bold</b>', "a 🦊 and it's snow", "{{ 7 * 7 }}", "plain"]
-TIMESTEPS = (951.0, 701.0, 451.0, 201.0, 1.0)
+from halftone.report import ActivationRange, PageInput, QuantizationFacts
 
 
-def make_pairs(folder, count=8, side=16):
-    generator = np.random.default_rng(0)
-    pairs = []
-    for index in range(count):
-        reference = generator.integers(20, 230, (side, side, 3)).astype(np.uint8)
-        candidate = (reference + generator.integers(0, 3 + index, reference.shape)).astype(np.uint8)
-        names = f"{index:03d}-reference.png", f"{index:03d}-candidate.png"
-        Image.fromarray(reference).save(folder / names[0])
-        Image.fromarray(candidate).save(folder / names[1])
-        similarity = ssim(candidate, reference)
-        pairs.append(
-            Pair(
-                index=index,
-                prompt=PROMPTS[index % len(PROMPTS)],
-                seed=index,
-                reference=names[0],
-                candidate=names[1],
-                psnr=psnr(candidate, reference),
-                ssim=similarity,
-            )
-        )
-    return tuple(pairs)
-
-
-@pytest.fixture
-def report(tmp_path):
-    pairs = make_pairs(tmp_path)
-    return ComparisonReport(
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """One candidate on one set, as the demo has it."""
+    only = candidate("pcr-w8a8", (36.0, 0.97), 8, ["in-domain"])
+    return PageInput(
         title="Shapes & <i>things</i>",
-        created="2026-01-05T12:30:11+00:00",
-        environment={"torch": "2.9.0", "threads": 2},
-        settings=Settings(
-            source="bundled:shapes",
-            recipe="pcr-w8a8",
-            scheduler="DDIM",
-            num_inference_steps=5,
-            guidance_scale=4.0,
-            seed=0,
-            calibration_prompts=16,
-            evaluation_prompts=len(pairs),
-            commands=("halftone demo --prompt 'a <b>'",),
-        ),
-        quantization=Quantization(
-            layers_quantized=12,
-            layers_left_out=(LeftOutLayer(name="conv_in", reason="first <convolution>"),),
+        results=results_of([only], ["in-domain"], warnings=["40 images are <few>."]),
+        pictures=pictures_of(tmp_path_factory.mktemp("small"), ["pcr-w8a8"], ["in-domain"]),
+        psnr_values={("pcr-w8a8", "in-domain"): list(values(36, 2, 40, 0))},
+        activation_ranges={
+            'mid <"block">': [ActivationRange(t, -t / 100, 1.0) for t in TIMESTEPS],
+            "steady": [ActivationRange(t, -1.0, 1.0) for t in TIMESTEPS],
+        },
+        quantization=QuantizationFacts(
             weight_bits=8,
-            average_activation_bits=8.4,
             slot_timesteps=TIMESTEPS,
-            slot_bits=(8, 8, 8, 8, 10),
+            slot_bits=BITS,
+            layers_quantized=12,
+            left_out={"conv_in": "first <convolution>"},
             denoiser_passes_per_prompt=10,
             calibration_seconds=12.5,
+            calibration_prompts=16,
+            recipe="pcr-w8a8",
+            commands=("halftone demo --prompt 'a <b>'",),
         ),
-        sizes=Sizes(full_precision_bytes=44_000_000, quantized_bytes=11_000_000),
-        timings=(
-            Timing(name="float32", seconds_per_image=0.6, role="reference"),
-            Timing(name="int8", seconds_per_image=0.9, role="candidate"),
-        ),
-        fidelity=Fidelity(
-            psnr=bootstrap_mean([p.psnr for p in pairs]),
-            ssim=bootstrap_mean([p.ssim for p in pairs]),
-            latent_error=tuple(StepError(timestep=t, error=Estimate(0.01, 0.005, 0.02, 8)) for t in TIMESTEPS),
-        ),
-        pairs=pairs,
-        activation_ranges={
-            'mid <"block">': tuple(ActivationRange(timestep=t, low=-t / 100, high=1.0) for t in TIMESTEPS),
-            "steady": tuple(ActivationRange(timestep=t, low=-1.0, high=1.0) for t in TIMESTEPS),
-        },
+    )
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """Three candidates on two sets."""
+    names, sets = ["w4a8", "pcr-w8a8", "minmax-w8a8"], ["in-domain", "out-of-domain"]
+    three = [
+        candidate(names[0], (21.0, 0.7), 4, sets, seconds=0.5),
+        candidate(names[1], (36.0, 0.98), 8, sets, seconds=0.55),
+        candidate(names[2], (29.0, 0.91), 8, sets, seconds=0.52, bits_of_slots=(8, 8, 8, 8, 8)),
+    ]
+    compared = [
+        comparison(s, metric, "pcr-w8a8", "minmax-w8a8", p, difference)
+        for s in sets
+        for metric, p, difference in (("psnr", 0.0004, 7.0), ("latent_error", 0.004, -0.1), ("clip_score", 0.31, 0.1))
+    ]
+    return PageInput(
+        title="Three recipes",
+        results=results_of(three, sets, comparisons=compared),
+        pictures=pictures_of(tmp_path_factory.mktemp("large"), names, sets),
+        psnr_values={(n, s): list(values(30, 2, 40, i)) for i, n in enumerate(names) for s in sets},
     )

@@ -40,6 +40,11 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     check_files(folder)
     component, config = _quantized_component(folder)
+    if manifest.get("calibration") != config.calibration:  # the only file that no digest covers is the manifest itself
+        raise ArtifactError(
+            f"{folder / MANIFEST} is not what was saved: its calibration record differs from the denoiser's; copy the"
+            " artifact again."
+        )
     slots = config.slots
     calls = [float(value) for value in config.calibration.get("timesteps", slots.timesteps)]
     bits = [slots.num_bits[slots.slot_of(value)] for value in calls]

@@ -146,12 +146,12 @@ def _faker(total: int, rows: int) -> Callable[[Any], Any]:
 
 
 def _rates(device: torch.device) -> tuple[float, float]:
-    """Floating-point operations a second of (the integer kernel, the float product), measured on one product each."""
+    """Floating-point operations a second of (the float product, the integer kernel), measured on one product each."""
     x = torch.randn(_PROBE, _PROBE, device=device)
     weight = torch.ones(_PROBE, _PROBE, dtype=torch.int8, device=device)
     scale = torch.ones(_PROBE, device=device)
     run = select("linear", device.type).prepare(LayerWeights(weight, scale))
-    return _rate(lambda: run(x, 0.05, 128, 8)), _rate(lambda: x @ x)
+    return _rate(lambda: x @ x), _rate(lambda: run(x, 0.05, 128, 8))
 
 
 def _rate(product: Callable[[], torch.Tensor]) -> float:

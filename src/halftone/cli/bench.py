@@ -75,6 +75,7 @@ def bench(
     quiet_libraries()
     if debug:
         show_kernels()
+    from halftone.files import output_errors
     from halftone.generation import GenerationSettings
     from halftone.qdiffbench.bench import BenchRequest
     from halftone.qdiffbench.bench import bench as run
@@ -82,7 +83,8 @@ def bench(
     from halftone.report import markdown_table, write_page
     from halftone.report.outcome import page_of
 
-    judge = clip or (BUNDLED_CLIP if reference.startswith("bundled:") or images else LARGE_CLIP)
+    usual = BUNDLED_CLIP if reference.startswith("bundled:") or images else LARGE_CLIP
+    judge = clip or usual
     request = BenchRequest(
         reference=reference,
         candidates=tuple(candidates),
@@ -94,7 +96,7 @@ def bench(
         scheduler=scheduler,
         dtype=options.parse_dtype(dtype),
         device=str(options.parse_device(device)),
-        features=tuple(features or [f"clip:{judge}" if judge != NONE else "clip"]),
+        features=tuple(features or [f"clip:{usual if judge == NONE else judge}"]),
         clip=None if judge == NONE else judge,
         lpips="" if lpips else None,
         noise_floor=() if noise_floor == NONE else tuple(part.strip() for part in noise_floor.split(",")),
@@ -108,7 +110,8 @@ def bench(
     outcome = compare_folders(request, bar) if images else run(request, bar)
     if outcome is None:
         return
-    page = write_page(page_of(outcome, title=f"QDiffBench: {_title(request)}"), out)
+    with output_errors(f"The report in {out}"):
+        page = write_page(page_of(outcome, title=f"QDiffBench: {_title(request)}"), out)
     _tell(outcome.results, page, markdown_table(outcome.results) if markdown else "", as_json)
 
 
@@ -126,6 +129,8 @@ def _prompt_sets(given: list[str], images: bool) -> dict[str, str]:
     """
     from halftone.errors import InputError
 
+    if images and given:
+        raise InputError("--prompts has no meaning with --images: the prompts stand in the folders' manifests.")
     sets: dict[str, str] = {}
     for text in given:
         name, equals, source = text.partition("=")

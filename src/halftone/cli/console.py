@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -27,28 +28,53 @@ def run_guarded(command: Callable[[], Any], *, debug: bool) -> int:
     import typer
 
     from halftone.errors import HalftoneError
+    from halftone.files import reason_of
 
     # Typer has brought its own copy of click since 0.26; whichever it is, this is the base of its usage errors.
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         result = command()
+        sys.stdout.flush()  # here a reader that has gone, or a full disk, can still be told of
+        if result == INTERRUPTED:  # typer turns Ctrl-C into the exit code, or into Abort, depending on its release
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except HalftoneError as error:
         return _failed(str(error), WRONG_INPUT, debug)
     except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            say(error.format_message())
+            return WRONG_INPUT
         complain(f"{error.format_message()} (halftone COMMAND --help lists the options)")
         return WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        return _failed(
-            "Interrupted; what is finished is kept, and the same command goes on from there.", INTERRUPTED, debug
-        )
+        complain("Interrupted; what is finished is kept, and the same command goes on from there.")
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `halftone inspect … | head`
-        sys.stderr.close()
+        _forget_stdout()
         return 0
-    except MemoryError as error:
-        return _failed(f"Out of memory ({error}); a smaller --batch-size needs less.", WRONG_INPUT, debug)
+    except OSError as error:  # whatever the system refuses where nobody had a better sentence
+        _forget_stdout()
+        return _failed(f"The system refuses to go on: {reason_of(error)}.", WRONG_INPUT, debug)
     except Exception as error:
+        if _is_out_of_memory(error):
+            first = " ".join(str(error).split())[:200]
+            return _failed(f"Out of memory; a smaller size or --batch-size needs less ({first}).", WRONG_INPUT, debug)
         return _failed(f"{type(error).__name__}: {error} (a fault of Halftone itself; --debug shows where)", 1, debug)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, an accelerator's, or that of torch's allocator, which has no type of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def _forget_stdout() -> None:
+    """Lets what is still buffered go nowhere, or Python would try again at its end and complain itself."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _failed(sentence: str, code: int, debug: bool) -> int:
@@ -71,8 +97,8 @@ def say(text: str) -> None:
 
 
 def emit(data: Mapping[str, Any]) -> None:
-    """The result for machines: one JSON object on stdout."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    """The result for machines: one JSON object on stdout, in ASCII, whatever encoding stdout has."""
+    print(json.dumps(data, indent=2))
 
 
 @contextmanager

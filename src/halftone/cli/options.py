@@ -64,6 +64,8 @@ def parse_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"The device {name!r} cannot be used here: {first}") from error
+    if device.type == "meta":
+        raise InputError("The device 'meta' holds no numbers; choose one that computes, such as 'cpu'.")
     return device
 
 

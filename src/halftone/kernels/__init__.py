@@ -1,6 +1,6 @@
 """Integer kernels: one exact reference and faster ones that must equal it in the integer accumulators."""
 
-from halftone.kernels import reference  # noqa: F401  (registers itself)
+from halftone.kernels import onednn, reference  # noqa: F401  (they register themselves)
 from halftone.kernels.registry import (
     ConvGeometry,
     Kernel,

@@ -42,12 +42,13 @@ class DerivedCache(Generic[_Value]):
         self._sources, self._values = (), {}
 
     def _is_current(self, sources: Sequence[Tensor]) -> bool:
+        """A plain loop: it runs at every call of every layer."""
         if len(sources) != len(self._sources):
             return False
-        return all(
-            reference() is tensor and fingerprint == _fingerprint(tensor)
-            for (reference, fingerprint), tensor in zip(self._sources, sources, strict=True)
-        )
+        for tensor, (reference, fingerprint) in zip(sources, self._sources, strict=True):
+            if reference() is not tensor or fingerprint != _fingerprint(tensor):
+                return False
+        return True
 
     def __reduce__(self) -> tuple[type[DerivedCache[_Value]], tuple[()]]:
         return type(self), ()

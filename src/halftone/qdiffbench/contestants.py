@@ -6,19 +6,22 @@ tables may stand before it, as in ``ours=./my-sd-w8a8``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from halftone.artifact.manifest import check_files
+from halftone.artifact.manifest import MANIFEST, check_files
 from halftone.errors import InputError
 from halftone.files import file_sha256
-from halftone.qdiffbench.libraries import LIBRARIES, quantize_on_the_fly
+from halftone.qdiffbench.libraries import LIBRARIES, check_scheme, library_version, quantize_on_the_fly
 from halftone.sources import open_pipeline, resolve_folder
 
 IMAGES_MANIFEST = "manifest.jsonl"
+_WHAT_MAKES_IMAGES = (".json", ".safetensors", ".txt", ".model")
 _SPEC = re.compile(r"^(?P<library>[a-z]+):(?P<scheme>[^@:]+)@(?P<source>.+)$")
 _NAME = re.compile(r"^(?P<name>[^=/\\]+)=(?P<rest>.+)$")
 
@@ -69,6 +72,27 @@ class Contestant:
         """Of the model, downloaded if it is on the hub."""
         return resolve_folder(self.model_source)
 
+    def check(self) -> None:
+        """Tells what is wrong with it, without opening the model.
+
+        Raises:
+            InputError: there is no such model, or the library or its scheme is not to be had.
+            ArtifactError: it is a damaged artifact.
+        """
+        if self.library:
+            check_scheme(self.library, self.scheme)
+        if self.is_images:
+            return
+        given = Path(self.model_source)
+        if given.is_dir() and not (given / "model_index.json").exists():
+            raise InputError(
+                f"{given} is neither a diffusers pipeline, which has a model_index.json, nor a folder of images, which"
+                f" needs a {IMAGES_MANIFEST} with prompt and file of each."
+            )
+        folder = self.folder()
+        if (folder / MANIFEST).is_file():
+            check_files(folder)
+
     def open(self, dtype: Any, device: Any) -> Any:
         """The pipeline, quantized on the fly if a library is named.
 
@@ -77,7 +101,7 @@ class Contestant:
             ArtifactError: it is a damaged artifact.
         """
         folder = self.folder()
-        if (folder / "halftone.json").is_file():
+        if (folder / MANIFEST).is_file():
             check_files(folder)
         pipeline = open_pipeline(folder, dtype=dtype, device=device)
         if self.library:
@@ -86,10 +110,15 @@ class Contestant:
 
     def sha256(self) -> str:
         """Of the model's files and of what is done to them: what makes the images these and no others."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         folder = self.folder()
-        names = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt"))
+        names = sorted(path for path in folder.rglob("*") if path.suffix in _WHAT_MAKES_IMAGES)
         digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in names}
-        return _text_sha256(json.dumps([digests, self.library, self.scheme], sort_keys=True))
+        applied = [self.library, self.scheme, library_version(self.library) if self.library else ""]
+        return hashlib.sha256(json.dumps([digests, *applied], sort_keys=True).encode()).hexdigest()
 
 
 def unique_names(contestants: list[Contestant]) -> list[Contestant]:
@@ -109,9 +138,3 @@ def _short(source: str) -> str:
         return f"{match['library']} {match['scheme']}"
     text = source.rstrip("/\\")
     return text if text.startswith("bundled:") else Path(text).name or text
-
-
-def _text_sha256(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()

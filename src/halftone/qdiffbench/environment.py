@@ -26,7 +26,7 @@ def describe_environment(device: str) -> Environment:
     return Environment(
         versions={"python": platform.python_version(), **library_versions()},
         platform=f"{platform.system()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor_name(),
         accelerator=accelerator,
         threads=torch.get_num_threads(),
         git_hash=_git_hash(),
@@ -34,7 +34,8 @@ def describe_environment(device: str) -> Environment:
     )
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Of the CPU, as the system calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,21 +13,27 @@ from halftone.qdiffbench.foreign_images import MANIFEST, all_images, read_manife
 from halftone.qdiffbench.gallery import read_image
 from halftone.qdiffbench.measure import ImageSet, ReferenceViews, measure
 from halftone.qdiffbench.prompt_sets import PromptSet, prompt_set_of
+from halftone.qdiffbench.ranks import Ranks
+from halftone.qdiffbench.request import ProgressBar, claim
 from halftone.qdiffbench.results import Candidate, Model, PromptSetFacts, Results, Settings
 
 SET = "images"
 
 
-def compare_folders(
-    request: BenchRequest, progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-) -> BenchOutcome:
+def compare_folders(request: BenchRequest, progress: ProgressBar, ranks: Ranks | None = None) -> BenchOutcome | None:
     """Compares each candidate folder with the reference folder, image by image in the order of their names.
 
     With a ``manifest.jsonl`` in the reference folder its prompts are known, and text matching is measured too.
 
+    Returns:
+        The outcome on the first rank, None on the others, which have nothing to do.
+
     Raises:
         InputError: a folder or image that cannot be used; says which.
     """
+    if not (ranks or Ranks.from_environment()).is_first:
+        return None
+    claim(request.out)
     reference = all_images(Path(request.reference))
     prompts = _prompts(Path(request.reference), reference)
     judges = load_judges(request if prompts is not None else _without_scores(request))

@@ -17,21 +17,23 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def foreign_image_set(folder: Path, prompts: PromptSet) -> ImageSet:
     """The images of a folder for the prompts of a sample, in its order.
 
-    ``manifest.jsonl`` has an object a line with ``prompt`` and ``file``, as `halftone generate` writes it.
+    ``manifest.jsonl`` has an object a line with ``prompt``, ``file`` and perhaps ``seed``, as `halftone generate`
+    writes it.
 
     Raises:
         InputError: the manifest is missing or damaged, or has no image of a prompt.
     """
-    by_prompt: dict[str, list[Path]] = {}
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
     for entry in read_manifest(folder):
-        by_prompt.setdefault(entry["prompt"], []).append(folder / entry["file"])
-    paths = []
+        by_prompt.setdefault(entry["prompt"], []).append(entry)
+    chosen = []
     for prompt in prompts.prompts:
         rest = by_prompt.get(prompt, [])
         if not rest:
             raise InputError(f"{folder} has no image of the prompt {prompt[:80]!r}; it needs one for each prompt.")
-        paths.append(rest.pop(0))
-    return ImageSet(paths)
+        chosen.append(rest.pop(0))
+    seeds = [entry.get("seed") for entry in chosen]
+    return ImageSet([folder / entry["file"] for entry in chosen], seeds=seeds)
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
@@ -71,4 +73,6 @@ def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
         raise InputError(f"{path}, line {number} is not JSON: {error}") from error
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "file")):
         raise InputError(f"{path}, line {number} needs the texts prompt and file.")
+    if not isinstance(entry.get("seed"), int | None):
+        raise InputError(f"{path}, line {number}: the seed must be an integer, got {entry['seed']!r}.")
     return entry

@@ -23,7 +23,7 @@ from halftone.generation import GenerationSettings, paint
 from halftone.qdiffbench.fidelity import latent_error
 from halftone.qdiffbench.prompt_sets import PromptSet
 from halftone.qdiffbench.ranks import Ranks
-from halftone.qdiffbench.records import ImageRecord, append, check_settings, file_name, read_all
+from halftone.qdiffbench.records import SETTINGS, ImageRecord, append, check_settings, file_name, read_all
 
 #: So many images of a set are followed step by step: their latents are what takes room on the disk.
 FOLLOWED = 256
@@ -72,7 +72,8 @@ class Gallery:
         check_settings(self.folder, self.identity)
         with output_errors(f"The folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "painted.json", json.dumps(self.identity, indent=2) + "\n")
+            if ranks.is_first:  # two would write one temporary file
+                write_atomically(self.folder / SETTINGS, json.dumps(self.identity, indent=2) + "\n")
         wanted, share = self.missing(ranks), len(ranks.mine(len(self.prompts.entries)))
         if not wanted:
             progress(share, share)
@@ -80,7 +81,8 @@ class Gallery:
         pipeline = open_pipeline()
         for done, index in enumerate(wanted, start=1):
             record = self._paint_one(pipeline, index, reference, first=done == 1)
-            append(self.folder / f"records-{ranks.rank:03d}.jsonl", record)
+            with output_errors(f"The record of the image {self.folder / file_name(index)}"):
+                append(self.folder / f"records-{ranks.rank:03d}.jsonl", record)
             progress(share - len(wanted) + done, share)
 
     def records(self) -> dict[int, ImageRecord]:

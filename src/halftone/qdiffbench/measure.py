@@ -29,7 +29,7 @@ from halftone.qdiffbench.set_results import Distances, KidSubsets, Mean, SetResu
 IMAGES_AT_ONCE = 64
 WORST_PAIRS = 10
 KID_SUBSET = 1000
-FEW_FOR_INTERVALS = 4  # a half-sample needs two images
+FEWEST_IMAGES = 4  # a half-sample needs two images
 
 Values = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
@@ -59,10 +59,12 @@ class ImageSet:
     Attributes:
         paths: of the image files.
         drift: of each image the latent error after each step; empty where it was not followed.
+        seeds: of each image's initial noise, None where it is unknown; empty where none is known.
     """
 
     paths: Sequence[Path]
     drift: Sequence[tuple[float, ...]] = ()
+    seeds: Sequence[int | None] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def measure(
         worst_pairs=_worst(values["psnr"], reference.prompts, image_seed),
     )
     few = [too_few_images(len(pairs), judges.extractors[name].dimension) for name in distances]
-    return Measured(values, features, references, result, tuple(sentence for sentence in few if sentence))
+    warnings = [*few, _other_noise(reference.images, candidate)]
+    return Measured(values, features, references, result, tuple(sentence for sentence in warnings if sentence))
 
 
 def extract(extractor: Extractor, paths: Sequence[Path]) -> Features:
@@ -153,6 +156,18 @@ def extract(extractor: Extractor, paths: Sequence[Path]) -> Features:
             [read_image(path) for path in part], [str(path) for path in part]
         )
     return features
+
+
+def _other_noise(reference: ImageSet, candidate: ImageSet) -> str | None:
+    """A sentence if images are known to have been painted from other noise than those they are paired with."""
+    pairs = zip(reference.seeds, candidate.seeds, strict=False)
+    others = sum(a is not None and b is not None and a != b for a, b in pairs)
+    if not others:
+        return None
+    return (
+        f"{others} of {len(candidate.paths)} images in {candidate.paths[0].parent} were painted from another seed than"
+        " the reference's: PSNR, SSIM and the other paired metrics tell nothing of them."
+    )
 
 
 def _extractor(judges: Judges, name: str) -> Extractor:
@@ -168,8 +183,10 @@ def _checked_pairs(reference: ImageSet, candidate: ImageSet) -> list[tuple[Path,
             f"The reference has {len(reference.paths)} images and the candidate {len(candidate.paths)};"
             " both need one for each prompt."
         )
-    if len(reference.paths) < 2:
-        raise InputError("A comparison needs at least two images of each side, better hundreds.")
+    if len(reference.paths) < FEWEST_IMAGES:
+        raise InputError(
+            f"There are {len(reference.paths)} images; a comparison needs at least {FEWEST_IMAGES}, better hundreds."
+        )
     return list(zip(reference.paths, candidate.paths, strict=True))
 
 
@@ -226,8 +243,6 @@ def _word_fields(words: Mapping[str, Values], seed: int) -> dict[str, Any]:
 
 def _distances(ours: Features, theirs: Features, seed: int) -> Distances:
     n = len(ours)
-    if n < FEW_FOR_INTERVALS:
-        raise InputError(f"Distances of distributions need at least {FEW_FOR_INTERVALS} images, and there are {n}.")
     fid = frechet_interval(ours, theirs, seed=seed)
     kid = kid_interval(ours, theirs, seed=seed)
     subsets = kid_over_subsets(ours, theirs, paired=True, size=KID_SUBSET, seed=seed) if n > KID_SUBSET else None

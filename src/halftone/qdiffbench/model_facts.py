@@ -14,30 +14,29 @@ from halftone.artifact.load import artifact_config
 from halftone.denoiser import find_denoiser
 from halftone.kernels import select
 from halftone.layers import QuantizedLayer, quantized_layers
+from halftone.qdiffbench.libraries import LIBRARIES
 from halftone.qdiffbench.records import ImageRecord
 from halftone.qdiffbench.results import KernelUse, Seconds
+from halftone.qdiffbench.stored_weights import average_weight_bits, stored_bytes, wrapped_layers
 
-_INTEGER_TABLES = ("weight_scale", "input_scale", "input_zero_point", "input_num_bits")
 
-
-def describe(pipeline: Any, folder: Path | None, library: str) -> dict[str, Any]:
+def describe(pipeline: Any, folder: Path | None, library: str = "", scheme: str = "") -> dict[str, Any]:
     """Fields of a `Model` record that follow from the pipeline, JSON-ready.
 
     Args:
         folder: of the model's files; None if it was quantized on the fly and has none.
-        library: that quantized it on the fly, or empty.
+        library, scheme: what quantized it on the fly, or empty.
     """
     denoiser = find_denoiser(pipeline)
     config = artifact_config(pipeline)
-    weights = _weight_bits(denoiser.module)
     size = _file_bytes(folder / denoiser.name) if folder is not None else None
     return {
         "pipeline": type(pipeline).__name__,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
-        "size_bytes": size if size else _tensor_bytes(denoiser.module),
-        "avg_weight_bits": weights,
-        "avg_activation_bits": _activation_bits(pipeline, config),
-        "kernels": [use.model_dump() for use in _kernels(pipeline, config, library)],
+        "size_bytes": size if size else stored_bytes(denoiser.module),
+        "avg_weight_bits": average_weight_bits(denoiser.module),
+        "avg_activation_bits": _activation_bits(pipeline, config, library, scheme),
+        "kernels": [use.model_dump() for use in _kernels(pipeline, config, library, scheme)],
     }
 
 
@@ -65,37 +64,24 @@ def _file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _tensor_bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-
-
-def _weight_bits(module: nn.Module) -> float:
-    """Mean over the denoiser's weights; scales and tables are not weights, but another library's tensors count as
-    they are stored."""
-    bits = count = 0
-    narrow = {f"{name}.weight": layer.weight_num_bits for name, layer in quantized_layers(module)}
-    for name, tensor in module.state_dict().items():
-        if name.rpartition(".")[2] in _INTEGER_TABLES:
-            continue
-        count += tensor.numel()
-        bits += tensor.numel() * narrow.get(name, 8 * tensor.element_size())
-    return bits / max(1, count)
-
-
-def _activation_bits(pipeline: Any, config: Any) -> float:
+def _activation_bits(pipeline: Any, config: Any, library: str, scheme: str) -> float:
     if config is None:
-        return float(8 * torch.finfo(pipeline.dtype).bits // 8)
+        narrow = LIBRARIES[library].integer_schemes.get(scheme) if library else None
+        return float(narrow if narrow is not None else torch.finfo(pipeline.dtype).bits)
     slots = config.slots
     calls = config.calibration.get("timesteps", slots.timesteps)
     return sum(slots.num_bits[slots.slot_of(float(value))] for value in calls) / len(calls)
 
 
-def _kernels(pipeline: Any, config: Any, library: str) -> list[KernelUse]:
+def _kernels(pipeline: Any, config: Any, library: str, scheme: str) -> list[KernelUse]:
     module = find_denoiser(pipeline).module
-    plain = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if library:
+        integer = scheme in LIBRARIES[library].integer_schemes
+        count = wrapped_layers(module)
+        return [KernelUse(kernel=library, execution="integer" if integer else "float", layers=count)]
     if config is None:
-        name = library or "torch"
-        return [KernelUse(kernel=name, execution="float", layers=len(plain))]
+        plain = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        return [KernelUse(kernel="torch", execution="float", layers=len(plain))]
     layers = [layer for _, layer in quantized_layers(module)]
     device = next(module.parameters()).device.type
     uses = []

@@ -13,6 +13,11 @@ from datetime import timedelta
 _PATIENCE = timedelta(days=7)  # a rank may wait for another one's slow images; a dead one is noticed at once
 
 
+def processes() -> int:
+    """How many processes the launcher says there are."""
+    return int(os.environ.get("WORLD_SIZE") or "1")
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's number and how many there are."""
@@ -23,8 +28,7 @@ class Ranks:
     @classmethod
     def from_environment(cls) -> Ranks:
         """What the launcher says; joins the process group if there are others."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world == 1:
+        if processes() == 1:
             return cls()
         import torch.distributed as dist
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from halftone.errors import InputError
 
+SETTINGS = "painted.json"
+
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -65,7 +67,7 @@ def check_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
     Raises:
         InputError: says in what it differs.
     """
-    path = folder / "painted.json"
+    path = folder / SETTINGS
     if not path.exists():
         return
     try:

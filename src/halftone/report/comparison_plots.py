@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,15 @@ from halftone.report.metrics import Metric, Reading
 from halftone.report.standing import Standing
 from halftone.report.svg import DASHES, INK, MARKERS, MUTED, PAPER, RELAXED, SERIES, plot
 
-_LONGEST_LABEL = 26
+_FLOOR_LABELS = {"dtype": "other dtype", "seed": "other noise", "threads": "other threads", "repeat": "repeated"}
+_LABEL_WIDTH, _LABEL_LINES = 17, 2
 
 
 def ruler_svg(ranked: Sequence[Standing], floors: Sequence[NoiseFloor], sets: Sequence[str]) -> Markup:
     """PSNR of everything that was measured on one axis: candidates between other noise and a repeated run."""
     rows = [(s.name, s, s.candidate.sets) for s in ranked]
     order = sorted(floors, key=lambda f: -max((s.psnr.mean for s in f.sets.values()), default=0.0))
-    rows_of_floors = [(_floor_label(f), None, f.sets) for f in order]
+    rows_of_floors = [(_FLOOR_LABELS[f.kind], None, f.sets) for f in order]
     above = [row for row in rows_of_floors if _highest(row[2]) >= _highest(rows[0][2])] if rows else rows_of_floors
     lines = [*above, *rows, *(row for row in rows_of_floors if row not in above)]
     text = "PSNR in dB: " + "; ".join(f"{name} {_highest(results):.1f}" for name, _, results in lines)
@@ -127,8 +129,8 @@ def _point(
         ends = [reading.low, reading.high]
         x, y = ([at, at], ends) if vertical else (ends, [at, at])
         axes.plot(x, y, color=color, lw=2.2, solid_capstyle="butt")
-    x, y = (at, reading.value) if vertical else (reading.value, at)
-    axes.plot([x], [y], marker=marker, ms=7 if standing else 9, mfc=fill, mec=color, mew=1.6, color=color, ls="")
+    x, y = ([at], [reading.value]) if vertical else ([reading.value], [at])
+    axes.plot(x, y, marker=marker, ms=7 if standing else 9, mfc=fill, mec=color, mew=1.6, color=color, ls="")
 
 
 def _rows(axes: Any, names: Sequence[str], standings: Sequence[Standing | None]) -> None:
@@ -140,11 +142,10 @@ def _rows(axes: Any, names: Sequence[str], standings: Sequence[Standing | None])
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
-
-
-def _floor_label(floor: NoiseFloor) -> str:
-    return floor.name
+    """A name on at most two lines."""
+    name = " ".join(name.split())
+    lines = textwrap.wrap(name, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder="…")
+    return "\n".join(lines)
 
 
 def _highest(results: dict[str, SetResult]) -> float:

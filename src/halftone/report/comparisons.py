@@ -42,14 +42,16 @@ def tied(results: Results, set_name: str, metric: str, a: str, b: str) -> bool:
 
 
 def label(metric: str) -> str:
-    """A metric's name for readers; "fid_to_fp:dinov2" names the extractor."""
+    """A metric's name within a sentence; "fid_to_fp:dinov2" names the extractor."""
     base, _, extractor = metric.partition(":")
-    return LABELS.get(base, base) + (f" ({extractor})" if extractor else "")
+    name = LABELS.get(base, base)
+    name = name if name[:2].isupper() else name[:1].lower() + name[1:]
+    return name + (f" ({extractor})" if extractor else "")
 
 
 def _sentences(a: str, b: str, comparisons: Sequence[Comparison]) -> list[str]:
-    """ "A better than B in PSNR and SSIM, p < 0.001", the strictest level first, what is undecided last."""
-    decided: dict[tuple[float, str, str], list[str]] = {}
+    """ "A better than B in PSNR and SSIM, p < 0.001, and in LPIPS, p < 0.01"; then what is not distinguishable."""
+    decided: dict[str, dict[float, list[str]]] = {}
     undecided, verbatim = [], []
     for comparison in comparisons:
         level, name = _level(comparison), label(comparison.metric)
@@ -58,12 +60,12 @@ def _sentences(a: str, b: str, comparisons: Sequence[Comparison]) -> list[str]:
         elif (winner := _winner(comparison)) is None:
             verbatim.append(f"{name}: {comparison.verdict}")
         else:
-            loser = b if winner == a else a
-            decided.setdefault((level, winner, loser), []).append(name)
-    sentences = [
-        f"{winner} better than {loser} in {words.enumerated(names)}, p < {level:g}"
-        for (level, winner, loser), names in sorted(decided.items(), key=lambda item: item[0][0])
-    ]
+            decided.setdefault(winner, {}).setdefault(level, []).append(name)
+    sentences = []
+    for winner, levels in decided.items():
+        parts = [f"in {words.enumerated(names)}, p < {level:g}" for level, names in sorted(levels.items())]
+        joined = ", and ".join(["; ".join(parts[:-1]), parts[-1]] if parts[:-1] else parts)
+        sentences.append(f"{winner} better than {b if winner == a else a} {joined}")
     if undecided:
         sentences.append(f"{a} and {b} not distinguishable in {words.enumerated(undecided)}")
     return sentences + verbatim

@@ -14,9 +14,10 @@ from halftone.report.standing import Standing, set_names
 SMALL_SIDE = 256  # pixels; up to here a picture is shown as it is, losslessly
 SHOWN_SIDE = 512  # a larger picture is reduced to this
 GAIN = 8  # amplification of the difference pictures
-WORST = 6  # worst pairs of a candidate on a set, divided among the candidates and sets, but at least WORST_LEAST
-WORST_LEAST = 3
-SHEET_PICTURES, SHEET_COLUMNS = 12, 4
+WORST = 10  # worst pairs of a candidate on a set
+OPEN_PAIRS, OPEN_WORST = 12, (6, 3)  # shown at once, in order and worst (of one candidate and set; of several)
+WORST_SHARE = 0.6  # of the budget, at most
+SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIDE = 12, 4, 1024
 BUDGET_BYTES = 12_000_000  # of data URIs; what no longer fits is counted and left in its files
 
 
@@ -42,10 +43,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures of one prompt set; ``worst`` are those of one candidate, worst first."""
+    """Pictures of one prompt set: pairs of one candidate, or strips of all; the first ``open`` are shown at once."""
 
     set_name: str
     standing: Standing | None
+    open: int
     pairs: tuple[PairView, ...] = ()
     strips: tuple[Strip, ...] = ()
 
@@ -65,7 +67,7 @@ class Sheet:
 
 @dataclass
 class Gallery:
-    """All pictures of the page; ``left_out`` pairs did not fit, ``is_reduced`` if they are shown smaller."""
+    """All pictures of the page; ``left_out`` pairs did not fit; ``is_reduced``: some are smaller or compressed."""
 
     sheets: list[Sheet] = field(default_factory=list)
     worst: list[Group] = field(default_factory=list)
@@ -86,80 +88,101 @@ def build_gallery(
     """
     encoder = _Encoder(budget)
     gallery = Gallery()
-    places = {s.name: s for s in ranked}
+    places = {s.name for s in ranked}
     known = [p for p in pictures if p.candidate in places]
-    for set_name in [*dict.fromkeys([*set_names(results), *(p.set_name for p in known)])]:
-        of_set = [p for p in known if p.set_name == set_name]
+    for set_name in set_names(results):
         for standing in ranked:
-            own = sorted((p for p in of_set if p.candidate == standing.name), key=lambda p: p.index)
+            own = _of(known, set_name, standing)
             if own:
-                gallery.sheets.append(_sheet(own, standing, encoder))
-    groups = len(gallery.sheets)
-    count = max(WORST_LEAST, WORST // max(1, groups))
-    for standing in ranked:
-        for set_name in set_names(results):
-            own = [p for p in known if (p.set_name, p.candidate) == (set_name, standing.name)]
-            pairs = encoder.pairs(worst_of(own, results, standing)[:count], standing)
-            if pairs:
-                gallery.worst.append(Group(set_name, standing, pairs=pairs))
-    _in_order(gallery, known, results, ranked, encoder)
-    gallery.left_out = len({(p.set_name, p.candidate, p.index) for p in known} - encoder.shown)
+                gallery.sheets.append(_sheet(first_in_order(own), standing, encoder))
+    gallery.worst = _worst(known, results, ranked, encoder, round((1 - WORST_SHARE) * encoder.left))
+    gallery.in_order = _in_order(known, gallery.worst, results, ranked, encoder)
+    gallery.left_out = len({_key(p) for p in known} - encoder.shown)
     gallery.is_reduced, gallery.large = encoder.reduced, encoder.large
     return gallery
 
 
+def _of(pictures: Sequence[Picture], set_name: str, standing: Standing) -> list[Picture]:
+    """One candidate's pictures of a set by index, each once."""
+    own = {p.index: p for p in pictures if (p.set_name, p.candidate) == (set_name, standing.name)}
+    return [own[index] for index in sorted(own)]
+
+
+def _key(picture: Picture) -> tuple[str, str, int]:
+    return picture.set_name, picture.candidate, picture.index
+
+
+def first_in_order(own: Sequence[Picture]) -> list[Picture]:
+    """The run of pictures without a gap from the first index on: what nobody selected."""
+    return [p for place, p in enumerate(own) if p.index == own[0].index + place]
+
+
 def worst_of(own: Sequence[Picture], results: Results, standing: Standing) -> list[Picture]:
     """The pictures of one candidate and set that the results name as worst; without such, those of lowest PSNR."""
-    unique = list({p.index: p for p in own}.values())
-    named = {}
+    named: set[int] = set()
     if own and own[0].set_name in standing.candidate.sets:
         named = {w.index for w in standing.candidate.sets[own[0].set_name].worst_pairs}
-    chosen = [p for p in unique if p.index in named] or unique
-    return sorted(chosen, key=lambda p: (p.psnr, p.index))
+    chosen = [p for p in own if p.index in named] or own
+    return sorted(chosen, key=lambda p: (p.psnr, p.index))[:WORST]
+
+
+def _worst(
+    pictures: Sequence[Picture], results: Results, ranked: Sequence[Standing], encoder: _Encoder, keep: int
+) -> list[Group]:
+    """Worst pairs of every candidate and set; where the budget ends, all of them have as many."""
+    queues = {
+        (standing.place, set_name): worst_of(_of(pictures, set_name, standing), results, standing)
+        for standing in ranked
+        for set_name in set_names(results)
+    }
+    views: dict[tuple[int, str], list[PairView]] = {key: [] for key in queues}
+    for place in range(WORST):
+        for key, queue in queues.items():
+            if place < len(queue) and encoder.left > keep:
+                views[key].append(encoder.pair(queue[place], ranked[key[0]]))
+    at_once = OPEN_WORST[0] if len(queues) == 1 else OPEN_WORST[1]
+    return [
+        Group(set_name, ranked[place], at_once, pairs=tuple(pairs))
+        for (place, set_name), pairs in views.items()
+        if pairs
+    ]
 
 
 def _in_order(
-    gallery: Gallery,
     pictures: Sequence[Picture],
+    worst: Sequence[Group],
     results: Results,
     ranked: Sequence[Standing],
     encoder: _Encoder,
-) -> None:
-    """The first pictures in order; with one candidate those that are not among the worst already."""
+) -> list[Group]:
+    """The first pictures in order: pairs of an only candidate, less the worst ones; strips of several."""
+    groups = []
     for set_name in set_names(results):
-        of_set = [p for p in pictures if p.set_name == set_name]
+        runs = [first_in_order(_of(pictures, set_name, standing)) for standing in ranked]
         if len(ranked) == 1:
-            shown = {p.picture.index for g in gallery.worst if g.set_name == set_name for p in g.pairs}
-            rest = sorted({p.index: p for p in of_set if p.index not in shown}.values(), key=lambda p: p.index)
-            pairs = encoder.pairs(rest, ranked[0])
-            if pairs:
-                gallery.in_order.append(Group(set_name, None, pairs=pairs))
+            shown = {v.picture.index for g in worst if g.set_name == set_name for v in g.pairs}
+            pairs = [encoder.pair(p, ranked[0]) for p in runs[0] if p.index not in shown and encoder.left > 0]
+            groups.append(Group(set_name, None, OPEN_PAIRS, pairs=tuple(pairs)))
             continue
-        strips = [strip for index in _first_indices(of_set) if (strip := encoder.strip(of_set, index, ranked))]
-        if strips:
-            gallery.in_order.append(Group(set_name, None, strips=tuple(strips)))
-
-
-def _first_indices(pictures: Sequence[Picture]) -> list[int]:
-    """Indices that at least two candidates have (or all, if there are none), in order."""
-    counts: dict[int, int] = {}
-    for index, _ in {(p.index, p.candidate) for p in pictures}:
-        counts[index] = counts.get(index, 0) + 1
-    most = max(counts.values(), default=0)
-    return sorted(index for index, count in counts.items() if count == most)
+        indices = sorted({p.index for run in runs for p in run})
+        of_all = [p for run in runs for p in run]
+        strips = [encoder.strip(of_all, index, ranked) for index in indices if encoder.left > 0]
+        groups.append(Group(set_name, None, OPEN_PAIRS, strips=tuple(strips)))
+    return [group for group in groups if group.pairs or group.strips]
 
 
 def _sheet(own: Sequence[Picture], standing: Standing, encoder: _Encoder) -> Sheet:
     first = encoder.read(own[0])[0]
-    count = SHEET_PICTURES if max(first.shape[:2]) <= SMALL_SIDE else 1
+    small = max(first.shape[:2]) <= SMALL_SIDE
+    count = SHEET_PICTURES if small else 1
     shown = own[: min(count, len(own))]
     shown = shown[: len(shown) // SHEET_COLUMNS * SHEET_COLUMNS] or shown
     sides = [encoder.read(p) for p in shown]
     columns = min(SHEET_COLUMNS, len(shown))
     reference, image = (contact_sheet([pair[side] for pair in sides], columns) for side in (0, 1))
-    encoder.shown.update((p.set_name, p.candidate, p.index) for p in shown)
-    uris = [encoder.encode(sheet, limit=1024) for sheet in (reference, image)]
-    height, width = reduced(reference, 1024).shape[:2]
+    encoder.shown.update(map(_key, shown))
+    uris = [encoder.encode(sheet, small, SHEET_SIDE) for sheet in (reference, image)]
+    height, width = reduced(reference, SHEET_SIDE).shape[:2]
     return Sheet(own[0].set_name, standing, uris[0], uris[1], width, height, len(shown))
 
 
@@ -171,29 +194,22 @@ class _Encoder:
         self.shown: set[tuple[str, str, int]] = set()
         self.reduced = self.large = False
 
-    def pairs(self, pictures: Sequence[Picture], standing: Standing) -> tuple[PairView, ...]:
-        """Views of as many pictures as the budget holds."""
-        views = []
-        for picture in pictures:
-            if self.left <= 0:
-                break
-            reference, image = self.read(picture)
-            uris = [self.encode(side) for side in (image, reference, difference(reference, image, GAIN))]
-            views.append(PairView(picture, standing, *uris))
-            self.shown.add((picture.set_name, picture.candidate, picture.index))
-        return tuple(views)
+    def pair(self, picture: Picture, standing: Standing) -> PairView:
+        """A pair with its amplified difference."""
+        reference, image = self.read(picture)
+        uris = [self.encode(side) for side in (image, reference, difference(reference, image, GAIN))]
+        self.shown.add(_key(picture))
+        return PairView(picture, standing, *uris)
 
-    def strip(self, pictures: Sequence[Picture], index: int, ranked: Sequence[Standing]) -> Strip | None:
-        """One prompt's pictures, or None when the budget is spent."""
-        if self.left <= 0:
-            return None
+    def strip(self, pictures: Sequence[Picture], index: int, ranked: Sequence[Standing]) -> Strip:
+        """One prompt's pictures, the candidates in rank order."""
         own = {p.candidate: p for p in pictures if p.index == index}
         views = []
         for standing in ranked:
             if standing.name in own:
                 picture = own[standing.name]
                 views.append(PairView(picture, standing, self.encode(self.read(picture)[1])))
-                self.shown.add((picture.set_name, picture.candidate, index))
+                self.shown.add(_key(picture))
         return Strip(views[0].picture, self.encode(self.read(views[0].picture)[0]), tuple(views))
 
     def read(self, picture: Picture) -> tuple[ByteImage, ByteImage]:
@@ -207,11 +223,12 @@ class _Encoder:
             )
         return reference, image
 
-    def encode(self, image: ByteImage, limit: int = SHOWN_SIDE) -> str:
-        """A data URI, its bytes taken from the budget; large pictures are reduced and compressed."""
-        small = max(image.shape[:2]) <= SMALL_SIDE * (SHEET_COLUMNS if limit > SHOWN_SIDE else 1)
+    def encode(self, image: ByteImage, small: bool | None = None, limit: int = SHOWN_SIDE) -> str:
+        """A data URI, its bytes taken from the budget; what is not small is reduced to a side and compressed."""
+        if small is None:
+            small = max(image.shape[:2]) <= SMALL_SIDE
         self.large |= not small
-        self.reduced |= max(image.shape[:2]) > limit
+        self.reduced |= not small
         uri = data_uri(reduced(image, limit), lossless=small)
         self.left -= len(uri)
         return uri

@@ -81,6 +81,6 @@ def data_uri(image: ByteImage, lossless: bool) -> str:
     if lossless:
         picture.save(buffer, format="PNG", optimize=True)
     else:
-        picture.save(buffer, format="JPEG", quality=90, subsampling=0, optimize=True)
+        picture.save(buffer, format="JPEG", quality=90, subsampling=0)  # optimize fails on noise: Pillow's buffer
     kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -69,7 +69,7 @@ def decimals(metric: Metric, readings: Sequence[Reading | None]) -> int:
     sizes = sorted(widths) or sorted(abs(r.value) / 100 for r in there if r.value)
     if not sizes:
         return metric.digits
-    return min(6, max(metric.digits, -math.floor(math.log10(sizes[len(sizes) // 2] / 2))))
+    return min(6, max(metric.digits, -math.floor(math.log10(sizes[len(sizes) // 2] / 2) + 1e-9)))
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -109,17 +109,19 @@ def _frechet(distances: Distances | None) -> Reading | None:
 def _kernel(distances: Distances | None) -> Reading | None:
     if distances is None:
         return None
-    low, high = distances.kid_to_fp_ci95 or (None, None)
-    scaled = (None if end is None else 1000 * end for end in (low, high))
-    return Reading(1000 * distances.kid_to_fp, *scaled)
+    if distances.kid_to_fp_ci95 is None:
+        return Reading(1000 * distances.kid_to_fp)
+    low, high = distances.kid_to_fp_ci95
+    return Reading(1000 * distances.kid_to_fp, 1000 * low, 1000 * high)
 
 
-def _clip(result: SetResult) -> Reading:
-    change = result.clip_score_difference
-    if change is None:
-        difference = result.clip_score - result.clip_score_reference
-        return Reading(difference, note="score", note_value=result.clip_score)
-    return Reading(change.mean, *change.ci95, "score", result.clip_score)
+def _clip(result: SetResult) -> Reading | None:
+    score, reference, change = result.clip_score, result.clip_score_reference, result.clip_score_difference
+    if change is not None:
+        return Reading(change.mean, *change.ci95, "" if score is None else "score", score)
+    if score is None or reference is None:
+        return None
+    return Reading(score - reference, note="score", note_value=score)
 
 
 def _attributes(result: SetResult) -> Reading | None:
@@ -131,18 +133,61 @@ def _attributes(result: SetResult) -> Reading | None:
     return Reading(100 * share, 100 * low, 100 * high, note, None if reference is None else 100 * reference)
 
 
+# Columns in reading order; every value is already in its column's unit.
 METRICS: tuple[Metric, ...] = (
-    Metric("psnr", "PSNR", "dB", 1, True, "How small the squared colour difference is.", partial(_summary, "psnr", 1)),
-    Metric("ssim", "SSIM", "", 3, True, "Same structure in every patch: 1.", partial(_summary, "ssim", 1)),
-    Metric("ms_ssim", "MS-SSIM", "", 3, True, "SSIM over several scales.", partial(_summary, "ms_ssim", 1)),
-    Metric("lpips", "LPIPS", "", 3, False, "Distance as a network sees it.", partial(_summary, "lpips", 1)),
+    Metric("psnr", "PSNR", "dB", 1, True, "Each 6 dB halve the colour difference.", partial(_summary, "psnr", 1)),
+    Metric("ssim", "SSIM", "", 3, True, "1 is the same structure in every patch.", partial(_summary, "ssim", 1)),
     Metric(
-        "latent_error", "Latent error", "%", 1, False, "Of the final latent.", partial(_summary, "latent_error", 100)
+        "ms_ssim", "MS-SSIM", "", 3, True, "SSIM over several scales; 1 is identical.", partial(_summary, "ms_ssim", 1)
     ),
-    Metric("fid_to_fp", "FID to full precision", "", 2, False, "Distance of all pictures as a crowd.", _frechet),
-    Metric("kid_to_fp", "KID to full precision", "×1000", 2, False, "The same without FID's bias.", _kernel),
-    Metric("clip_score", "CLIP score change", "", 2, True, "Candidate minus full precision.", _clip),
-    Metric("attribute_accuracy", "Attributes right", "%", 1, True, "The right caption wins.", _attributes),
+    Metric(
+        "lpips", "LPIPS", "", 3, False, "Distance as a network sees it; 0 is identical.", partial(_summary, "lpips", 1)
+    ),
+    Metric(
+        "latent_error",
+        "Latent error",
+        "%",
+        1,
+        False,
+        "Of the final latent; 0 is identical.",
+        partial(_summary, "latent_error", 100),
+    ),
+    Metric(
+        "fid_to_fp",
+        "FID to full precision",
+        "",
+        2,
+        False,
+        "Distance of all pictures as a crowd; 0 is the same crowd.",
+        _frechet,
+    ),
+    Metric(
+        "kid_to_fp",
+        "KID to full precision",
+        "×1000",
+        2,
+        False,
+        "As FID, without its bias; 0 is the same crowd.",
+        _kernel,
+    ),
+    Metric(
+        "clip_score",
+        "CLIP score change",
+        "",
+        2,
+        True,
+        "Candidate minus full precision; 0 fits the prompts as well.",
+        _clip,
+    ),
+    Metric(
+        "attribute_accuracy",
+        "Attributes right",
+        "%",
+        1,
+        True,
+        "How often the right caption wins over wrong ones.",
+        _attributes,
+    ),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -63,22 +64,20 @@ def slot_bits_svg(slots: Mapping[str, SlotBits], ranked: Sequence[Standing]) -> 
     return p.markup
 
 
-def _bits_bars(axes: object, bits: Sequence[float]) -> None:
+def _bits_bars(axes: Any, bits: Sequence[float]) -> None:
     colors = [RELAXED if b > min(bits) else ACCENT for b in bits]
-    axes.bar(range(1, len(bits) + 1), bits, width=0.82, color=colors)  # type: ignore[attr-defined]
+    axes.bar(range(1, len(bits) + 1), bits, width=0.82, color=colors)
     for i, b in enumerate(bits):
         if i == 0 or bits[i - 1] != b:
-            axes.annotate(  # type: ignore[attr-defined]
-                f"{b:.3g} bits", (i + 0.6, b), (0, 3), textcoords="offset points", color=INK
-            )
+            axes.annotate(f"{b:.3g} bits", (i + 0.6, b), (0, 3), textcoords="offset points", color=INK)
 
 
-def _bits_lines(axes: object, slots: Mapping[str, SlotBits], ranked: Sequence[Standing]) -> None:
+def _bits_lines(axes: Any, slots: Mapping[str, SlotBits], ranked: Sequence[Standing]) -> None:
     for standing in ranked:
         if standing.name in slots:
             bits = [b for _, b in slots[standing.name]]
             shift = 0.06 * (standing.place - len(slots) / 2)
-            axes.step(  # type: ignore[attr-defined]
+            axes.step(
                 range(1, len(bits) + 1),
                 [b + shift for b in bits],
                 where="mid",
@@ -107,14 +106,20 @@ def psnr_histogram_svg(values: Mapping[str, Sequence[float]], ranked: Sequence[S
     if not everything:
         raise InputError("no PSNR values to draw")
     longest = max(len(series) for series in values.values())
-    edges = np.histogram_bin_edges(everything, bins=max(5, min(36, round(2 * longest**0.5))))
+    edges = np.histogram_bin_edges(everything, bins=max(5, min(36, round(2 * longest**0.5)))).tolist()
     with plot(f"histogram-{set_name}", f"Histogram of the PSNR of all pairs, {set_name}") as p:
         for standing in ranked:
             series = values.get(standing.name, ())
             if not len(series):
                 continue
             color = SERIES[standing.place % 8]
-            p.axes.hist(series, bins=edges, color=color, alpha=0.85 if len(values) == 1 else 0.22, rwidth=0.94)
+            p.axes.hist(
+                series,
+                bins=edges,
+                color=color,
+                alpha=0.85 if len(values) == 1 else 0.22,
+                rwidth=0.94 if len(values) == 1 else 1.0,
+            )
             if len(values) > 1:
                 p.axes.hist(series, bins=edges, color=color, histtype="step", lw=1.8)
             mean = RELAXED if len(values) == 1 else color

@@ -14,7 +14,8 @@ from halftone.report.headline import execution_words, facts, smaller
 from halftone.report.metrics import metrics_of
 from halftone.report.page_input import PageInput
 from halftone.report.ranges import most_moving_layers, wasted_bits
-from halftone.report.standing import Standing, headline, set_names, standings
+from halftone.report.standing import CLOSE, SAME, SIMILAR, Standing, headline, set_names, standings
+from halftone.report.tables import Cell
 
 
 def page_context(page: PageInput, gallery: Gallery) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def page_context(page: PageInput, gallery: Gallery) -> dict[str, Any]:
         "gaps": tables.gap_rows(ranked),
         "duels": duels(results),
         "label": label,
+        "floor_words": tables.floor_words,
+        "bounds": (SAME, CLOSE, SIMILAR),
         "costs": cost_rows(results, ranked),
         "kernels": [(s, tables.kernel_lines(s.candidate.kernels)) for s in ranked if s.candidate.kernels],
         "left_out": _grouped_by_reason(page.quantization.left_out if page.quantization else {}),
@@ -50,35 +53,35 @@ def commands(page: PageInput) -> list[str]:
     return [*dict.fromkeys([*own, *page.results.settings.commands])]
 
 
-def cost_rows(results: Results, ranked: Sequence[Standing]) -> list[tuple[Standing | None, Model, dict[str, str]]]:
+def cost_rows(results: Results, ranked: Sequence[Standing]) -> list[tuple[Standing | None, Model, dict[str, Cell]]]:
     """The reference and every candidate with what they cost; a cost that nobody has is no column."""
     models: list[tuple[Standing | None, Model]] = [(None, results.reference), *((s, s.candidate) for s in ranked)]
     rows = [(standing, model, _costs(model, results.reference)) for standing, model in models]
     return rows if any(costs for _, _, costs in rows) else []
 
 
-def _costs(model: Model, reference: Model) -> dict[str, str]:
-    costs = {}
+def _costs(model: Model, reference: Model) -> dict[str, Cell]:
+    costs: dict[str, Cell] = {}
     for name, mine, theirs in (
         ("time an image", model.seconds_per_image, reference.seconds_per_image),
         ("time a step", model.seconds_per_step, reference.seconds_per_step),
     ):
         if mine is not None:
-            text = f"{words.in_seconds(mine.median)}|{words.in_seconds(mine.low)} to {words.in_seconds(mine.high)}"
+            spread = f"{words.in_seconds(mine.low)} to {words.in_seconds(mine.high)}"
             against = "" if theirs is None or model is reference else words.compared(mine.median, theirs.median)
-            costs[name] = f"{text}|{against}"
+            costs[name] = Cell(words.in_seconds(mine.median), spread, against)
     for name, count, base in (
         ("peak memory", model.peak_memory_bytes, reference.peak_memory_bytes),
         ("file size", model.size_bytes, reference.size_bytes),
     ):
         if count is not None:
-            share = "" if not base or model is reference else f"{count / base:.2f} of full precision's"
-            costs[name] = f"{words.in_bytes(count)}||{share}"
+            share = "" if not base or model is reference else f"{count / base:.2f}× full precision"
+            costs[name] = Cell(words.in_bytes(count), note=share)
     bits = words.bits_name(model.avg_weight_bits, model.avg_activation_bits)
     if bits:
-        costs["mean bits"] = bits
+        costs["mean bits"] = Cell(bits)
     if isinstance(model, Candidate) and (execution := execution_words(model)):
-        costs["executed as"] = execution
+        costs["executed as"] = Cell(execution)
     return costs
 
 
@@ -129,14 +132,14 @@ def _drawings(page: PageInput, ranked: Sequence[Standing], sets: Sequence[str]) 
 
 
 def _scatters(results: Results, ranked: Sequence[Standing], sets: Sequence[str]) -> list[tuple[str, Any]]:
-    """Fidelity against bits and against time; a single point says nothing and is not drawn."""
+    """Fidelity against bits and against time; without two values it says nothing and is not drawn."""
     found = []
     bits = [(s, b) for s in ranked if (b := s.candidate.avg_activation_bits) is not None]
     seconds = [(s, t.median) for s in ranked if (t := s.candidate.seconds_per_image) is not None]
-    if len(bits) > 1:
+    if len({b for _, b in bits}) > 1:
         svg = comparison_plots.scatter_svg(bits, sets, "average activation bits")
         found.append(("Fidelity against activation bits", svg))
-    if len(seconds) > 1:
+    if len({t for _, t in seconds}) > 1:
         reference = results.reference.seconds_per_image
         full = reference.median if reference is not None else None
         found.append(
@@ -153,8 +156,8 @@ def _drifts(
     for name in sets:
         lines = [(s, drift) for s in ranked if (drift := _drift(page, s, name))]
         if lines:
-            only = ranked[0].name if len(ranked) == 1 else None
-            relaxed = relaxed_steps(slots[only], len(lines[0][1])) if only in slots else []
+            only = slots.get(ranked[0].name, ()) if len(ranked) == 1 else ()
+            relaxed = relaxed_steps(only, len(lines[0][1]))
             found.append((name, comparison_plots.drift_svg(lines, name, relaxed), bool(relaxed)))
     return found
 

@@ -52,10 +52,12 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """ "the same pictures", or one phrase for each set where they differ."""
-        if len(set(self.kinds.values())) <= 1:
+        """ "the same pictures", or a phrase for each kind and on which sets, where the sets differ."""
+        sets_of = {kind: [name for name, other in self.kinds.items() if other == kind] for kind in self.kinds.values()}
+        if len(sets_of) <= 1:
             return _PHRASES[self.worst_kind]
-        return words.enumerated([f"{_PHRASES[kind]} on {name}" for name, kind in self.kinds.items()], last="but")
+        nearest_first = sorted(sets_of, key=_RANKS.index)
+        return words.enumerated([f"{_PHRASES[k]} on {words.enumerated(sets_of[k])}" for k in nearest_first], last="but")
 
 
 def standings(results: Results) -> list[Standing]:
@@ -81,9 +83,10 @@ def headline(ranked: list[Standing]) -> str:
     kept = [s for s in ranked if s.worst_kind in ("identical", "same")]
     if len(kept) == len(ranked):
         return f"All {len(ranked)} candidates still paint the same pictures; {first.name} is nearest."
+    if len(kept) == 1:
+        return f"Of {len(ranked)} candidates, only {kept[0].name} still paints the same pictures."
     if kept:
-        verb = "candidates still paint" if len(kept) > 1 else "candidates still paints"
-        return f"{len(kept)} of {len(ranked)} {verb} the same pictures; {first.name} is nearest."
+        return f"{len(kept)} of {len(ranked)} candidates still paint the same pictures; {first.name} is nearest."
     return f"None of {len(ranked)} candidates paints quite the same pictures; {first.name} is nearest."
 
 

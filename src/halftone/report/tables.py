@@ -13,10 +13,10 @@ from halftone.report.metrics import METRICS, Metric, Reading, decimals, gap_inte
 from halftone.report.standing import Standing, set_names
 
 FLOOR_WORDS = {
-    "dtype": "full precision in another number format",
-    "seed": "full precision from other noise: unrelated pictures",
-    "threads": "full precision with another thread count",
-    "repeat": "full precision once more",
+    "dtype": "rounding alone, without quantization",
+    "seed": "unrelated pictures of the same prompts",
+    "threads": "another order of summation",
+    "repeat": "the same once more",
 }
 
 
@@ -66,8 +66,12 @@ def _board(results: Results, ranked: Sequence[Standing], set_name: str) -> Board
         Row(s.name, about(s.candidate), s, _cells(metrics, s.candidate.sets[set_name], digits, best, s.name))
         for s in there
     ]
-    rows += [Row(f.name, floor_words(f), None, _cells(metrics, f.sets[set_name], digits)) for f in floors]
-    return Board(set_name, max(item.n for item in measured), tuple(metrics), tuple(rows))
+    n = max(item.n for item in measured)
+    for floor in floors:
+        result = floor.sets[set_name]
+        words_ = "noise floor" if result.n == n else f"noise floor, {result.n} prompts"
+        rows.append(Row(floor.name, words_, None, _cells(metrics, result, digits)))
+    return Board(set_name, n, tuple(metrics), tuple(rows))
 
 
 def floor_words(floor: NoiseFloor) -> str:
@@ -120,6 +124,7 @@ class GapRow:
     """One metric's change between two prompt sets, for every candidate in rank order."""
 
     metric: Metric
+    heading: str
     from_set: str
     to_set: str
     cells: tuple[Cell | None, ...]
@@ -135,7 +140,9 @@ def gap_rows(ranked: Sequence[Standing]) -> list[GapRow]:
             continue
         readings = [_gap(s, known[name], from_set, to_set) for s in ranked]
         digits = decimals(known[name], readings)
-        rows.append(GapRow(known[name], from_set, to_set, tuple(cell_of(r, digits) for r in readings)))
+        heading = "CLIP score" if name == "clip_score" else known[name].heading
+        cells = tuple(cell_of(r, digits) for r in readings)
+        rows.append(GapRow(known[name], heading, from_set, to_set, cells))
     return rows
 
 
@@ -146,7 +153,8 @@ def _gap(standing: Standing, metric: Metric, from_set: str, to_set: str) -> Read
     if gap is None:
         return None
     scale = {"latent_error": 100.0, "attribute_accuracy": 100.0, "kid_to_fp": 1000.0}.get(metric.name, 1.0)
-    if from_set not in candidate.sets or to_set not in candidate.sets:
+    measured = from_set in candidate.sets and to_set in candidate.sets
+    if metric.name == "clip_score" or not measured:  # the score's own interval is not recorded
         return Reading(scale * gap.difference)
     first, second = metric.read(candidate.sets[from_set]), metric.read(candidate.sets[to_set])
     ends = gap_interval(first, second) if first is not None and second is not None else None

@@ -39,9 +39,9 @@ def in_bytes(count: float) -> str:
 def in_seconds(seconds: float) -> str:
     """A duration: "12 ms", "0.42 s", "3 min 20 s", "2 h 05 min"."""
     if seconds < 0.0995:
-        return f"{1000 * seconds:.2g} ms"
+        return f"{1000 * seconds:#.2g} ms".replace(". ", " ")
     if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+        return f"{seconds:#.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 100:
         return f"{minutes} min {rest:02d} s"

@@ -1,0 +1,183 @@
+"""Integer layers on x86 CPUs with VNNI: oneDNN's int8 products, as torch exposes them.
+
+What is guaranteed: the accumulators ``sum((q - zero_point) * w)`` are exact int32 for each 8-bit plane of the codes,
+whatever the values. (`unavailable` tries it out: without VNNI, sums of two products saturate at 16 bits.) Like the
+reference, oneDNN then goes to float32, scales and adds the bias, but it multiplies by the scales of input and weight
+one after the other. Against exact arithmetic, with u = 2^-24::
+
+    |y - exact| <= 6 u * (sum over planes of |scale * accumulator| + |bias|)
+
+where the reference has 4 u and the total accumulator; a bfloat16 result is rounded once more. Codes of 9 to 16 bits are
+two products with the same weights, the second added to the first by oneDNN in float32. (Stacked along the rows they
+would be one call, but the planes' zero points differ, and joining them would take more passes over the output.) The low
+plane is cut as narrow as can be: its share of a sum is below one step of the high plane.
+
+Integer sums depend on no order: an output has the same bits at any number of threads. A NaN in the input need not show
+in the output (the reference shows it).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from halftone.kernels import reference
+from halftone.kernels.onednn_codes import Codes, Plane, encode
+from halftone.kernels.onednn_product import Convolution, MatrixProduct, unavailable
+from halftone.kernels.registry import ConvGeometry, LayerWeights, PreparedKernel, register_kernel
+
+__all__ = ["prepare_conv2d", "prepare_linear"]
+
+_PRIORITY = 10
+#: Longest reduction whose int32 sum cannot overflow.
+_LONGEST = (2**31 - 1) // (255 * 127)
+#: Output pixels per output channel below which unfolding is faster: oneDNN's convolution sums the weights anew at every
+#: call if there is a zero point, which costs as much as this many pixels (measured on AVX-512 VNNI).
+_UNFOLD_BELOW = 3
+#: Bytes of one unfolded part of the batch at most, but never less than an image.
+_UNFOLDED_BYTES = 2**24
+#: Elements of an image from which torch's blocked transpose of a matrix beats its general copy.
+_TRANSPOSE_FROM = 2**17
+
+
+def _fits_int32(weights: LayerWeights) -> bool:
+    """Whether no accumulator can overflow, and there is something to multiply. (Else the reference runs.)"""
+    return 0 < weights.weight.numel() <= _LONGEST * len(weights.weight)
+
+
+class _OnednnLinear:
+    """`PreparedKernel` of a linear layer."""
+
+    def __init__(self, weights: LayerWeights) -> None:
+        self.product = MatrixProduct(weights.weight, weights)
+        self.features, self.inputs = weights.weight.shape
+
+    def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
+        *rows, _ = x.shape
+        if x.numel() == 0:
+            return x.new_empty(*rows, self.features)
+        flat = x.detach() if x.dim() == 2 else x.detach().reshape(-1, self.inputs)
+        y = self.product(encode(flat, input_scale, input_zero_point, num_bits), x.dtype)
+        return y if x.dim() == 2 else y.view(*rows, self.features)
+
+
+@register_kernel("linear", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable)
+def prepare_linear(weights: LayerWeights) -> PreparedKernel:
+    """``y = x @ w.T + b`` with a quantized ``x``; see the module's head."""
+    return _OnednnLinear(weights) if _fits_int32(weights) else reference.prepare_linear(weights)
+
+
+class _OnednnConv2d:
+    """`PreparedKernel` of a convolution; gives its output in channels-last.
+
+    Small images are unfolded into a matrix product, large ones and groups go to oneDNN's convolution. The choice
+    depends on the layer and the size of one image, so that no earlier call and no other image changes a bit. One packed
+    copy of the weights is held, for the way taken last.
+    """
+
+    def __init__(self, weights: LayerWeights) -> None:
+        self.weights = weights
+        self.geometry = weights.geometry or ConvGeometry()
+        left, right, top, bottom = self.geometry.padding
+        self.is_symmetric = left == right and top == bottom
+        self.symmetric = (top, left) if self.is_symmetric else (0, 0)
+        self.features, _, *self.kernel_size = weights.weight.shape
+        self._product: MatrixProduct | Convolution | None = None
+
+    def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
+        if x.dim() == 3:
+            return self(x.unsqueeze(0), input_scale, input_zero_point, num_bits).squeeze(0)
+        height, width = self._output_size(x.shape[2], x.shape[3])
+        if x.numel() == 0 or height < 1 or width < 1:
+            return x.new_empty(x.shape[0], self.features, height, width)
+        codes = _channels_last(encode(x.detach(), input_scale, input_zero_point, num_bits))
+        if self._is_unfolded(height * width):
+            return self._unfold_and_multiply(codes, height, width, x.dtype)
+        if not self.is_symmetric:
+            codes = self._padded(codes)
+        return self._convolution()(codes, x.dtype)
+
+    def _is_unfolded(self, pixels: int) -> bool:
+        if self.geometry.groups > 1:
+            return False
+        return self.kernel_size == [1, 1] or pixels < _UNFOLD_BELOW * self.features
+
+    def _unfold_and_multiply(self, codes: Codes, height: int, width: int, dtype: torch.dtype) -> Tensor:
+        """The convolution as a matrix product, some images at a time."""
+        product, codes = self._matrix_product(), self._padded(codes)
+        images = len(codes[0].codes)
+        part = max(1, _UNFOLDED_BYTES // (height * width * self.weights.weight[0].numel()))
+        results = [
+            product(tuple(self._unfolded(plane, slice(i, i + part), height, width) for plane in codes), dtype)
+            for i in range(0, images, part)
+        ]
+        y = results[0] if len(results) == 1 else torch.cat(results)
+        return y.view(images, height, width, self.features).permute(0, 3, 1, 2)
+
+    def _unfolded(self, plane: Plane, images: slice, height: int, width: int) -> Plane:
+        """Codes ``[n, in, h, w]`` (channels-last, padded) to ``[n * h' * w', kh * kw * in]``; a copy or a view."""
+        codes = plane.codes[images]
+        of_image, of_channel, of_row, of_column = codes.stride()
+        (down, across), (dy, dx) = self.geometry.stride, self.geometry.dilation
+        windows = codes.as_strided(
+            (len(codes), height, width, *self.kernel_size, codes.shape[1]),
+            (of_image, of_row * down, of_column * across, of_row * dy, of_column * dx, of_channel),
+        )
+        return plane._replace(codes=windows.reshape(len(codes) * height * width, -1))
+
+    def _padded(self, codes: Codes) -> Codes:
+        """Planes padded with the codes of real zero."""
+        if not any(self.geometry.padding):
+            return codes
+        return tuple(
+            plane._replace(codes=functional.pad(plane.codes, self.geometry.padding, value=plane.zero_point))
+            for plane in codes
+        )
+
+    def _matrix_product(self) -> MatrixProduct:
+        if not isinstance(self._product, MatrixProduct):
+            self._product = None
+            matrix = self.weights.weight.detach().permute(0, 2, 3, 1).flatten(1)
+            self._product = MatrixProduct(matrix, self.weights)
+        return self._product
+
+    def _convolution(self) -> Convolution:
+        if not isinstance(self._product, Convolution):
+            self._product = None
+            self._product = Convolution(self.weights, self.symmetric)
+        return self._product
+
+    def _output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output for an input of this size, before padding."""
+        left, right, top, bottom = self.geometry.padding
+        (down, across), (dy, dx) = self.geometry.stride, self.geometry.dilation
+        return (
+            (height + top + bottom - dy * (self.kernel_size[0] - 1) - 1) // down + 1,
+            (width + left + right - dx * (self.kernel_size[1] - 1) - 1) // across + 1,
+        )
+
+
+def _channels_last(codes: Codes) -> Codes:
+    """The same codes ``[n, c, h, w]`` with the channels innermost in memory."""
+    return tuple(plane._replace(codes=_with_channels_last(plane.codes)) for plane in codes)
+
+
+def _with_channels_last(codes: Tensor) -> Tensor:
+    """A copy if need be; strides are in canonical form even where a size is 1."""
+    _, channels, height, width = codes.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    if codes.stride() == strides:
+        return codes
+    if not codes.is_contiguous() or channels * height * width < _TRANSPOSE_FROM:
+        return codes.permute(0, 2, 3, 1).contiguous().as_strided(codes.shape, strides)
+    result = torch.empty_strided(codes.shape, strides, dtype=codes.dtype)
+    for target, image in zip(result.permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(2), strict=True):
+        target.copy_(image.T)
+    return result
+
+
+@register_kernel("conv2d", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable)
+def prepare_conv2d(weights: LayerWeights) -> PreparedKernel:
+    """A 2-D convolution with a quantized input; see the module's head."""
+    return _OnednnConv2d(weights) if _fits_int32(weights) else reference.prepare_conv2d(weights)

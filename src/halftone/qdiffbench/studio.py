@@ -1,0 +1,177 @@
+"""Paints the images of all models of a benchmark, as far as they are missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halftone.files import output_errors, write_atomically
+from halftone.generation import GenerationSettings
+from halftone.qdiffbench.contestants import Contestant
+from halftone.qdiffbench.environment import library_versions, processor_name
+from halftone.qdiffbench.foreign_images import foreign_image_set
+from halftone.qdiffbench.gallery import Gallery
+from halftone.qdiffbench.measure import ImageSet
+from halftone.qdiffbench.model_facts import describe
+from halftone.qdiffbench.ranks import Ranks
+from halftone.qdiffbench.request import BenchRequest, ProgressBar, Prompts
+from halftone.schedulers import use_scheduler
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What one model painted, by prompt set, and what it is.
+
+    Attributes:
+        sets: the images.
+        facts: fields of its `Model` record; empty for a folder of images.
+        galleries: where the images lie; empty for a folder of images.
+        identity: hash of all that determines the images; empty for a folder of images.
+    """
+
+    sets: Mapping[str, ImageSet]
+    facts: Mapping[str, Any]
+    galleries: Mapping[str, Gallery]
+    identity: str = ""
+
+
+class Studio:
+    """Paints the images of all models."""
+
+    def __init__(self, request: BenchRequest, ranks: Ranks, progress: ProgressBar, sets: Mapping[str, Prompts]) -> None:
+        self.request, self.ranks, self.progress, self.sets = request, ranks, progress, sets
+
+    def paint_reference(self, one: Contestant) -> Painted:
+        """The reference's images, in the cache, with latents that others are compared with."""
+        return self._paint(one, self.request.cache, None, self.request.dtype, self.request.settings, one.name)
+
+    def paint_candidate(self, one: Contestant, reference: Painted) -> Painted:
+        """A candidate's images, in the output folder."""
+        root, request = self.request.out / "images" / _slug(one.name), self.request
+        return self._paint(one, root, reference, request.dtype, request.settings, one.name)
+
+    def _paint(
+        self,
+        one: Contestant,
+        root: Path,
+        reference: Painted | None,
+        dtype: torch.dtype,
+        settings: GenerationSettings,
+        label: str,
+        limit: int | None = None,
+    ) -> Painted:
+        """The images of one contestant for all sets, painted as far as they are missing.
+
+        Args:
+            root: the folder is below it, and called by the hash of what determines the images.
+            reference: whose latents they are compared with step by step; None for the reference itself.
+            limit: of images in each set.
+        """
+        if one.is_images:
+            folder = Path(one.model_source)
+            return Painted({name: foreign_image_set(folder, part.sample) for name, part in self.sets.items()}, {}, {})
+        base = self._identity(one, dtype, settings)
+        if reference is not None:
+            base["compared_with"] = reference.identity
+        folder = root / _hash(base)[:16]
+        opener = _Opener(one, self.request, dtype, folder, self.ranks)
+        galleries = {}
+        for name, part in self.sets.items():
+            sample = part.sample if limit is None else part.first(limit)
+            # One folder for any number of prompts: a longer benchmark goes on where a shorter one ended.
+            identity = {**base, "prompts_sha256": part.whole.sha256}
+            place = folder / f"{_slug(name)}-{part.whole.sha256[:12]}"
+            gallery = Gallery(place, identity, sample, settings, keep_latents=reference is None)
+            with self.progress(f"painting {label}, {name}") as advance:
+                followed = reference.galleries.get(name) if reference is not None else None
+                gallery.paint(opener.open, self.ranks, advance, followed)
+            galleries[name] = gallery
+        self.ranks.wait()
+        sets = {name: _image_set(gallery) for name, gallery in galleries.items()}
+        return Painted(sets, opener.facts(), galleries, _hash(base))
+
+    def paint_floor(self, reference: Contestant, kind: str, shown: Painted) -> Painted:
+        """The reference once more, in another dtype or from other noise."""
+        settings, dtype = self.request.settings, self.request.dtype
+        if kind == "dtype":
+            dtype = torch.bfloat16 if dtype != torch.bfloat16 else torch.float32
+        else:
+            settings = dataclasses.replace(settings, seed=settings.seed + OTHER_SEED)
+        label, limit = f"noise floor ({kind})", self.request.noise_images
+        return self._paint(reference, self.request.cache, shown, dtype, settings, label, limit)
+
+    def _identity(self, one: Contestant, dtype: torch.dtype, settings: GenerationSettings) -> dict[str, Any]:
+        """Everything that determines a model's images, JSON-ready."""
+        device = torch.device(self.request.device)
+        return {
+            "model_sha256": one.sha256(),
+            "scheduler": self.request.scheduler,
+            "dtype": str(dtype),
+            "device": device.type,
+            # products are summed in another order by another machine or number of threads
+            "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+            "threads": torch.get_num_threads() if device.type == "cpu" else None,
+            **dataclasses.asdict(settings),
+            "versions": library_versions(),
+        }
+
+
+OTHER_SEED = 1_000_003  # far from any index, so that no two images of a set share their noise
+
+
+class _Opener:
+    """Opens a contestant's pipeline once, when the first image is missing, and keeps its facts beside the images."""
+
+    def __init__(self, one: Contestant, request: BenchRequest, dtype: torch.dtype, folder: Path, ranks: Ranks) -> None:
+        self.one, self.request, self.dtype, self.folder, self.ranks = one, request, dtype, folder, ranks
+        self._pipeline: Any = None
+
+    def open(self) -> Any:
+        if self._pipeline is None:
+            self._pipeline = self.one.open(self.dtype, self.request.device)
+            if self.request.scheduler is not None:
+                use_scheduler(self._pipeline, self.request.scheduler)
+            if self.ranks.is_first:
+                self._keep(self._pipeline)
+        return self._pipeline
+
+    def facts(self) -> Mapping[str, Any]:
+        path = self.folder / "facts.json"
+        if not path.is_file() and self.ranks.is_first:
+            self._keep(self.open())
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def _keep(self, pipeline: Any) -> None:
+        folder = None if self.one.library else self.one.folder()
+        facts = {
+            **describe(pipeline, folder, self.one.library, self.one.scheme),
+            "scheduler": type(pipeline.scheduler).__name__,
+            "sha256": self.one.sha256(),
+        }
+        with output_errors(f"The folder {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "facts.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _image_set(gallery: Gallery) -> ImageSet:
+    records = gallery.records()
+    indices = range(len(gallery.prompts.entries))
+    paths = [gallery.folder / f"{index:05d}.png" for index in indices]
+    drift = [records[index].drift for index in indices]
+    return ImageSet(paths, drift, [gallery.seed_of(index) for index in indices])
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "model"
+
+
+def _hash(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
