@@ -109,9 +109,8 @@ def restart_per_step(pipeline: Any, recipe: Recipe, settings: CalibrationSetting
     passes = 0.0
     for step in range(len(trace.timesteps)):
         runner = _UpToStep(denoiser.module, quantized, recipe, clock, step, settings.batch_size * trace.rows)
-        with replaced_forward(denoiser.module, runner), torch.inference_mode():
-            with contextlib.suppress(StepReached):
-                call_pipeline(pipeline, settings, settings.prompts)
+        with replaced_forward(denoiser.module, runner), contextlib.suppress(StepReached):
+            call_pipeline(pipeline, settings, settings.prompts)
         passes += runner.passes
     return {
         "seconds": time.perf_counter() - started,

@@ -148,7 +148,7 @@ def implementations(shape: Shape) -> dict[str, Callable[[], Tensor]]:
         x = torch.randn(shape.batch, shape.inputs, shape.size, shape.size).to(memory_format=torch.channels_last)
         padding = shape.kernel // 2
         module = nn.Conv2d(shape.inputs, shape.outputs, shape.kernel, padding=padding)
-        module = module.to(memory_format=torch.channels_last)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         size = (shape.outputs, shape.inputs, shape.kernel, shape.kernel)
         weight, geometry = torch.randint(-127, 128, size, dtype=torch.int8), ConvGeometry(padding=(padding,) * 4)
         slow, fast = reference.prepare_conv2d, onednn.prepare_conv2d

@@ -29,12 +29,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/unet"))
     parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--init", type=Path, help="start from this UNet folder instead of from nothing")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
-    train(args.data, args.vae, args.text, args.out, args.steps, args.batch, not args.no_compile)
+    train(args.data, args.vae, args.text, args.out, args.steps, args.batch, args.init, not args.no_compile)
 
 
-def train(data: Path, vae: Path, text: Path, out: Path, steps: int, batch: int, compiled: bool) -> None:
+def train(
+    data: Path, vae: Path, text: Path, out: Path, steps: int, batch: int, init: Path | None, compiled: bool
+) -> None:
     """Leaves the averaged UNet in `out`/model after every checkpoint."""
     torch.manual_seed(0)
     rank, world = ranks()
@@ -45,7 +48,8 @@ def train(data: Path, vae: Path, text: Path, out: Path, steps: int, batch: int, 
     latents, scenes = cached_latents(data, vae, out)
     tokenizer = CLIPTokenizer.from_pretrained(text)
     text_encoder = CLIPTextModel.from_pretrained(text, torch_dtype=torch.bfloat16).eval()
-    model = make_model().to(memory_format=torch.channels_last)
+    model = make_model() if init is None else UNet2DConditionModel.from_pretrained(init, torch_dtype=torch.float32)
+    model.to(memory_format=torch.channels_last)
     # Plain attention: its backward pass is three times as fast on a CPU as that of the fused kernel.
     model.set_attn_processor(AttnProcessor())
     denoise = torch.compile(model) if compiled else model

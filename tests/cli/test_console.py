@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -161,7 +162,7 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_finished(sd_folder, prompts, tmp
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     while child.poll() is None and not list(steps.glob("call-*.safetensors")):
-        pass
+        time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=120)
     assert (child.returncode, out) == (130, ""), err

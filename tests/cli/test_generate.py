@@ -133,11 +133,11 @@ def test_full_disk_loses_no_image(generate, prompts, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    sentence = generate("--prompts", prompts).sentence
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        sentence = generate("--prompts", prompts).sentence
     assert "00001.png" in sentence and "no space is left on the device" in sentence
     assert [entry["index"] for entry in _manifest(tmp_path / "out")] == [0]
-    monkeypatch.undo()
     assert generate("--prompts", prompts).code == 0
     assert sorted(_digests(tmp_path / "out")) == ["00000.png", "00001.png"]
 

@@ -70,11 +70,15 @@ def parse_device(name: str) -> torch.device:
 
 
 def open_source(source: str, dtype: str, device: str, scheduler: str | None) -> Any:
-    """The pipeline of a source, set up as the options say."""
+    """The pipeline of a source, set up as the options say; an artifact's files are checked first."""
+    from halftone.artifact.manifest import MANIFEST, check_files
     from halftone.schedulers import use_scheduler
-    from halftone.sources import open_pipeline
+    from halftone.sources import open_pipeline, resolve_folder
 
-    pipeline = open_pipeline(source, dtype=parse_dtype(dtype), device=parse_device(device))
+    folder, numbers, place = resolve_folder(source), parse_dtype(dtype), parse_device(device)
+    if (folder / MANIFEST).is_file():
+        check_files(folder)
+    pipeline = open_pipeline(source, dtype=numbers, device=place)
     if scheduler is not None:
         use_scheduler(pipeline, scheduler)
     return pipeline

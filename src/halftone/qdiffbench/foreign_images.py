@@ -21,7 +21,7 @@ def foreign_image_set(folder: Path, prompts: PromptSet) -> ImageSet:
     writes it.
 
     Raises:
-        InputError: the manifest is missing or damaged, or has no image of a prompt.
+        InputError: the manifest is missing or damaged, or has no image of a prompt, or one that is not there.
     """
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for entry in read_manifest(folder):
@@ -32,6 +32,8 @@ def foreign_image_set(folder: Path, prompts: PromptSet) -> ImageSet:
         if not rest:
             raise InputError(f"{folder} has no image of the prompt {prompt[:80]!r}; it needs one for each prompt.")
         chosen.append(rest.pop(0))
+        if not (folder / chosen[-1]["file"]).is_file():
+            raise InputError(f"{folder / MANIFEST} names {chosen[-1]['file']}, which is not there.")
     seeds = [entry.get("seed") for entry in chosen]
     return ImageSet([folder / entry["file"] for entry in chosen], seeds=seeds)
 

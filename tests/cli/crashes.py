@@ -1,0 +1,205 @@
+"""Runs commands in forked children, interrupts and kills them. Run by test_resume.py: ``python crashes.py FOLDER``.
+
+`halftone generate` is killed before its 1st, 2nd, 3rd … change of the file system, and `halftone quantize` and
+`halftone bench` ten times each at random moments; after each kill the same command goes on. Prints one JSON line with
+what was counted, or says what went wrong and exits with 1.
+
+A helper of its own because forking is safe only in a process with a single thread, and so that the libraries are
+imported once for all children.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "calibration")]
+
+import crashes as calibration  # tests/calibration/crashes.py: forks and changes of the file system
+import torch
+from judges import tiny_clip
+from pipelines import save_folder, tiny_sd
+
+import halftone.qdiffbench.bench
+import halftone.report.outcome  # noqa: F401
+from halftone.cli.app import app
+from halftone.cli.console import run_guarded
+
+KILLS = 10
+Check = Callable[[], None]
+
+
+def fork(words: list[str], log: Path, before: Check = lambda: None) -> int:
+    """Process id of a child that runs a command, its output going to a file, and exits with its code."""
+    child = os.fork()
+    if child == 0:
+        with open(log, "wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before()
+        code = run_guarded(lambda: app(words, standalone_mode=False), debug=False)
+        sys.stderr.flush()
+        os._exit(code)
+    return child
+
+
+def finish(words: list[str], log: Path) -> float:
+    """Seconds that the command takes to its end."""
+    started = time.perf_counter()
+    code = calibration.outcome(fork(words, log))
+    if code != 0:
+        raise SystemExit(f"{' '.join(words)}: exit code {code}: {log.read_text()}")
+    return time.perf_counter() - started
+
+
+def at_random_moments(words: list[str], log: Path, duration: float, check: Check, blow: int = signal.SIGKILL) -> int:
+    """Kills the command KILLS times, each time later, then lets it end; counts those killed in time."""
+    chance, kills = random.Random(0), 0
+    for _ in range(KILLS):
+        child = fork(words, log)
+        time.sleep(chance.uniform(0.05, 0.5) * duration)
+        os.kill(child, blow)
+        code = calibration.outcome(child)
+        check()
+        if code == 0:
+            break
+        expected = -signal.SIGKILL if blow == signal.SIGKILL else 130
+        if code != expected:
+            raise SystemExit(f"{' '.join(words)}: exit code {code}: {log.read_text()}")
+        if blow == signal.SIGINT and ("Traceback" in log.read_text() or "Interrupted" not in log.read_text()):
+            raise SystemExit(f"Ctrl-C was not told: {log.read_text()}")
+        kills += 1
+    finish(words, log)
+    check()
+    return kills
+
+
+class Watch:
+    """Whatever is finished stays as it is: no image that has its record is painted again."""
+
+    def __init__(self, *roots: Path) -> None:
+        self.roots, self.seen = roots, dict[Path, int]()
+
+    def __call__(self) -> None:
+        for path, changed in self._finished().items():
+            if self.seen.setdefault(path, changed) != changed:
+                raise SystemExit(f"{path} was painted twice")
+        for path in self.seen:
+            if not path.exists():
+                raise SystemExit(f"{path} was lost")
+
+    def _finished(self) -> dict[Path, int]:
+        found = {}
+        for records in (path for root in self.roots for path in root.rglob("records-*.jsonl")):
+            for line in records.read_text().splitlines():
+                if line.endswith("}"):
+                    image = records.parent / f"{json.loads(line)['index']:05d}.png"
+                    found[image] = image.stat().st_mtime_ns
+        return found
+
+
+def quantize(root: Path) -> dict[str, int]:
+    words = ["quantize", str(root / "sd"), "--prompts", str(root / "prompts.txt"), "--steps", "8", "--out"]
+    duration = finish([*words, str(root / "whole")], root / "log")
+    expected = calibration.contents(root / "whole")
+    counts = {}
+    for name, blow in (("kill", signal.SIGKILL), ("interrupt", signal.SIGINT)):
+        out = root / f"quantized-{name}"
+
+        def check(out: Path = out) -> None:
+            if out.exists() and calibration.contents(out) != expected:
+                raise SystemExit("half an artifact, or other bytes")
+
+        if blow == signal.SIGINT:
+            counts[name] = at_random_moments([*words, str(out)], root / "log", duration, check, blow)
+        else:
+            counts[name] = _until_done([*words, str(out)], root / "log", duration, check, out)
+        check()
+        if out.with_name(out.name + ".unfinished").exists():
+            raise SystemExit("finished steps were left behind")
+    return counts
+
+
+def _until_done(words: list[str], log: Path, duration: float, check: Check, out: Path) -> int:
+    return at_random_moments(words, log, duration, check) if not out.exists() else 0
+
+
+def generate(root: Path) -> int:
+    """Before every single change of the file system."""
+    words = ["generate", str(root / "sd"), "--prompts", str(root / "prompts.txt"), "--steps", "1", "--out"]
+    finish([*words, str(root / "images")], root / "log")
+    expected, number = calibration.contents(root / "images"), 0
+    while True:
+        number += 1
+        out = root / "painted"
+        before = lambda number=number: calibration.die_before_change(number, root)  # noqa: E731
+        if calibration.outcome(fork([*words, str(out)], root / "log", before)) == 0:
+            return number - 1
+        listed = [json.loads(line)["file"] for line in _lines(out / "manifest.jsonl")]
+        times = {name: (out / name).stat().st_mtime_ns for name in listed}
+        finish([*words, str(out)], root / "log")
+        if calibration.contents(out) != expected:
+            raise SystemExit(f"killed before change {number}, the images are others")
+        if any((out / name).stat().st_mtime_ns != changed for name, changed in times.items()):
+            raise SystemExit(f"killed before change {number}, a finished image was painted again")
+        shutil.rmtree(out)
+
+
+def bench(root: Path) -> dict[str, int]:
+    def words(name: str) -> list[str]:
+        sets = ["--prompts", f"one={root / 'set.txt'}", "--num-images", "5", "--noise-images", "4", "--steps", "3"]
+        where = ["--out", str(root / name), "--cache", str(root / f"{name}-cache"), "--clip", str(root / "clip")]
+        return ["bench", str(root / "sd"), f"ours={root / 'whole'}", str(root / "sd"), *sets, *where]
+
+    duration = finish(words("undisturbed"), root / "log")
+    watch = Watch(root / "bench", root / "bench-cache")
+    kills = at_random_moments(words("bench"), root / "log", duration, watch)
+    first, second = (_stable(root / name / "results.json") for name in ("undisturbed", "bench"))
+    if first != second:
+        raise SystemExit(f"other results:\n{first}\n{second}")
+    for records in root.glob("bench*/**/records-*.jsonl"):
+        indices = [json.loads(line)["index"] for line in _lines(records)]
+        if sorted(indices) != list(range(len(indices))):
+            raise SystemExit(f"{records} has the images {indices}")
+    return {"kills": kills, "images": len(watch.seen)}
+
+
+VOLATILE = {"seconds_per_image", "seconds_per_step", "peak_memory_bytes", "created", "commands"}
+
+
+def _stable(path: Path) -> str:
+    """results.json without what differs from run to run."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: strip(one) for key, one in value.items() if key not in VOLATILE}
+        return [strip(one) for one in value] if isinstance(value, list) else value
+
+    return json.dumps(strip(json.loads(path.read_text(encoding="utf-8"))), indent=1)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def main(root: Path) -> None:
+    torch.set_num_threads(1)
+    save_folder(tiny_sd(), root / "sd")
+    tiny_clip(root / "clip")
+    (root / "prompts.txt").write_text("a red cube\na blue ball\n")
+    (root / "set.txt").write_text("".join(f"a red cube {letter}\n" for letter in "abcdefg"))
+    counts = {"quantize": quantize(root), "generate": generate(root), "bench": bench(root)}
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
