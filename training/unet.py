@@ -41,10 +41,6 @@ def train(
     """Leaves the averaged UNet in `out`/model after every checkpoint."""
     torch.manual_seed(0)
     rank, world = ranks()
-    if rank == 0:
-        cached_latents(data, vae, out)
-    if world > 1:
-        torch.distributed.barrier()
     latents, scenes = cached_latents(data, vae, out)
     tokenizer = CLIPTokenizer.from_pretrained(text)
     text_encoder = CLIPTextModel.from_pretrained(text, torch_dtype=torch.bfloat16).eval()
@@ -125,24 +121,31 @@ def text_states(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: list
     return encoder(tokens.input_ids)[0]
 
 
-@torch.no_grad()
 def cached_latents(data: Path, vae: Path, out: Path) -> tuple[torch.Tensor, list[dataset.Scene]]:
-    """Scaled latents, fp16 (N, 4, 16, 16), of all training images."""
+    """Scaled latents, fp16 (N, 4, 16, 16), of all training images; every rank encodes a part."""
+    rank, world = ranks()
     images, scenes = dataset.load(data, "train")
-    path = out / "latents.npy"
-    if path.exists():
-        return torch.from_numpy(np.load(path, allow_pickle=False)), scenes
-    model = AutoencoderKL.from_pretrained(vae).eval()
+    if not (out / f"latents-{rank}-of-{world}.npy").exists():
+        share = np.array_split(images, world)[rank]
+        _encode(share, vae, out / f"latents-{rank}-of-{world}.npy")
+    if world > 1:
+        torch.distributed.barrier()
+    parts = [np.load(out / f"latents-{part}-of-{world}.npy", allow_pickle=False) for part in range(world)]
+    return torch.from_numpy(np.concatenate(parts)), scenes
+
+
+@torch.no_grad()
+def _encode(images: np.ndarray, vae: Path, path: Path) -> None:
+    model = AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32).eval().to(memory_format=torch.channels_last)
     parts = []
     for start in range(0, len(images), 100):
+        pixels = normalize(torch.from_numpy(images[start : start + 100]))
         with autocast():
-            mean = model.encode(normalize(torch.from_numpy(images[start : start + 100]))).latent_dist.mode().float()
+            mean = model.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mode().float()
         parts.append((mean * model.config.scaling_factor).half())
-    out.mkdir(parents=True, exist_ok=True)
-    latents = torch.cat(parts)
-    np.save(path.with_suffix(".part.npy"), latents.numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path.with_suffix(".part.npy"), torch.cat(parts).numpy())
     path.with_suffix(".part.npy").replace(path)
-    return latents, scenes
 
 
 def export(model: UNet2DConditionModel, averaged: dict[str, torch.Tensor], folder: Path) -> None:
