@@ -27,6 +27,7 @@ from halftone.generation import check_guidance, check_seed
 from halftone.layers import quantized_layers
 from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
+from halftone.schedulers import scheduler_config
 from halftone.sources import pipeline_facts
 from halftone.timesteps import SlotClock
 
@@ -165,7 +166,7 @@ def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: Cal
         "recipe": recipe.to_dict(),
         **settings.to_dict(),
         **pipeline_facts(pipeline),
-        "scheduler_config": _scheduler_config(pipeline),
+        "scheduler_config": scheduler_config(pipeline),
         "weights_sha256": digest(joined),
         "dtype": _dtype(denoiser),
         "device": next(denoiser.module.parameters()).device.type,
@@ -177,12 +178,6 @@ def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: Cal
 def _dtype(denoiser: Denoiser) -> str:
     """Floating-point type of the denoiser before it is quantized."""
     return str(next(denoiser.module.parameters()).dtype).removeprefix("torch.")
-
-
-def _scheduler_config(pipeline: Any) -> dict[str, str]:
-    """What configures the sampler; not diffusers' own notes (underscored), some of which have a set's random order."""
-    config: Mapping[str, Any] = pipeline.scheduler.config
-    return {key: repr(value) for key, value in sorted(config.items()) if not key.startswith("_")}
 
 
 def _check_settings(settings: CalibrationSettings) -> None:

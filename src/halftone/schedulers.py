@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -25,6 +26,12 @@ def use_scheduler(pipeline: Any, name: str) -> None:
         raise InputError(f"{name!r} is no scheduler that fits this pipeline; {suggest(name, short)}")
     kind: Any = known[by_key[_key(name)]]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+
+
+def scheduler_config(pipeline: Any) -> dict[str, str]:
+    """What configures the sampler; not diffusers' own notes (underscored), some of which have a set's random order."""
+    config: Mapping[str, Any] = pipeline.scheduler.config
+    return {key: repr(value) for key, value in sorted(config.items()) if not key.startswith("_")}
 
 
 def _compatible(scheduler: Any) -> list[type]:

@@ -30,7 +30,7 @@ class Ran:
 
     @property
     def sentence(self) -> str:
-        """What wrong input gets: exit code 2, nothing on stdout, and one line of complaint after what was done so far."""
+        """What wrong input gets: exit code 2, nothing on stdout, one line of complaint after what was done so far."""
         assert self.code == 2, self.err
         assert self.out == "", self.out
         complaints = [line for line in self.err.splitlines() if line.startswith("halftone: ")]

@@ -1,8 +1,8 @@
-"""Runs commands in forked children, interrupts and kills them. Run by test_resume.py: ``python crashes.py FOLDER``.
+"""Runs commands in forked children and kills them. Run by test_interruptions.py: ``python crashes.py FOLDER``.
 
-`halftone generate` is killed before its 1st, 2nd, 3rd … change of the file system, and `halftone quantize` and
-`halftone bench` ten times each at random moments; after each kill the same command goes on. Prints one JSON line with
-what was counted, or says what went wrong and exits with 1.
+`halftone generate` is killed before its 1st, 2nd, 3rd … change of the file system, `halftone quantize` four times (and
+interrupted four times) and `halftone bench` ten times at random moments; after each the same command goes on.
+Prints one JSON line with what was counted, or says what went wrong and exits with 1.
 
 A helper of its own because forking is safe only in a process with a single thread, and so that the libraries are
 imported once for all children.
@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "calibration")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "calibration"))
 
-import crashes as calibration  # tests/calibration/crashes.py: forks and changes of the file system
+import crashes as calibration
 import torch
 from judges import tiny_clip
 from pipelines import save_folder, tiny_sd
@@ -33,7 +33,6 @@ import halftone.report.outcome  # noqa: F401
 from halftone.cli.app import app
 from halftone.cli.console import run_guarded
 
-KILLS = 10
 Check = Callable[[], None]
 
 
@@ -61,17 +60,19 @@ def finish(words: list[str], log: Path) -> float:
     return time.perf_counter() - started
 
 
-def at_random_moments(words: list[str], log: Path, duration: float, check: Check, blow: int = signal.SIGKILL) -> int:
-    """Kills the command KILLS times, each time later, then lets it end; counts those killed in time."""
+def at_random_moments(
+    words: list[str], log: Path, duration: float, check: Check, times: int, blow: int = signal.SIGKILL
+) -> int:
+    """Kills the command so many times, then lets it end; counts the blows that came before its end."""
     chance, kills = random.Random(0), 0
-    for _ in range(KILLS):
+    for _ in range(times):
         child = fork(words, log)
         time.sleep(chance.uniform(0.05, 0.5) * duration)
         os.kill(child, blow)
         code = calibration.outcome(child)
         check()
         if code == 0:
-            break
+            return kills
         expected = -signal.SIGKILL if blow == signal.SIGKILL else 130
         if code != expected:
             raise SystemExit(f"{' '.join(words)}: exit code {code}: {log.read_text()}")
@@ -119,18 +120,12 @@ def quantize(root: Path) -> dict[str, int]:
             if out.exists() and calibration.contents(out) != expected:
                 raise SystemExit("half an artifact, or other bytes")
 
-        if blow == signal.SIGINT:
-            counts[name] = at_random_moments([*words, str(out)], root / "log", duration, check, blow)
-        else:
-            counts[name] = _until_done([*words, str(out)], root / "log", duration, check, out)
-        check()
+        counts[name] = at_random_moments([*words, str(out)], root / "log", duration, check, 4, blow)
+        if not out.exists():
+            raise SystemExit("no artifact")
         if out.with_name(out.name + ".unfinished").exists():
             raise SystemExit("finished steps were left behind")
     return counts
-
-
-def _until_done(words: list[str], log: Path, duration: float, check: Check, out: Path) -> int:
-    return at_random_moments(words, log, duration, check) if not out.exists() else 0
 
 
 def generate(root: Path) -> int:
@@ -162,7 +157,7 @@ def bench(root: Path) -> dict[str, int]:
 
     duration = finish(words("undisturbed"), root / "log")
     watch = Watch(root / "bench", root / "bench-cache")
-    kills = at_random_moments(words("bench"), root / "log", duration, watch)
+    kills = at_random_moments(words("bench"), root / "log", duration, watch, 10)
     first, second = (_stable(root / name / "results.json") for name in ("undisturbed", "bench"))
     if first != second:
         raise SystemExit(f"other results:\n{first}\n{second}")

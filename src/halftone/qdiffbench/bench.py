@@ -110,7 +110,7 @@ class _Measuring:
             candidates=tuple(self._candidate(one, painted[one.name], measured) for one in candidates),
             noise_floor=tuple(self._floor(kind, one, shown) for kind, one in floors.items()),
             comparisons=tuple(self._comparisons([one.name for one in candidates], measured)),
-            warnings=self._warnings(shown, measured),
+            warnings=self._warnings(shown, painted, measured),
         )
         pairs = {
             (one.name, name): list(zip(shown.sets[name].paths, painted[one.name].sets[name].paths, strict=True))
@@ -122,8 +122,17 @@ class _Measuring:
             write_atomically(self.request.out / RESULTS, results.to_json())
         return BenchOutcome(results, measured, pairs, self.prompts)
 
-    def _warnings(self, shown: Painted, measured: Mapping[tuple[str, str], Measured]) -> tuple[str, ...]:
+    def _warnings(
+        self, shown: Painted, painted: Mapping[str, Painted], measured: Mapping[tuple[str, str], Measured]
+    ) -> tuple[str, ...]:
         found = [text for one in measured.values() for text in one.warnings]
+        for name, one in painted.items():
+            ours, theirs = one.facts.get("scheduler_config"), shown.facts.get("scheduler_config")
+            if ours and theirs and ours != theirs:
+                different = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+                found.append(
+                    f"The sampler of {name} is configured otherwise than the reference's: {', '.join(different)}."
+                )
         if self.request.noise_floor and not shown.galleries:
             found.append("The reference is a folder of images, so it cannot be painted anew: there is no noise floor.")
         return tuple(dict.fromkeys(found))
@@ -237,6 +246,6 @@ def _comparison(set_name: str, metric: str, a: str, b: str, difference: Differen
 
 def _model(kind: type[Any], one: Contestant, painted: Painted, **more: Any) -> Any:
     records = [record for gallery in painted.galleries.values() for record in gallery.records().values()]
-    facts = {name: value for name, value in painted.facts.items() if name != "scheduler"}
+    facts = {name: value for name, value in painted.facts.items() if not name.startswith("scheduler")}
     facts["kernels"] = tuple(facts.get("kernels", ()))
     return kind(name=one.name, source=one.source, **facts, **(cost(records) if records else {}), **more)

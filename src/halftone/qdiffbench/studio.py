@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
 from halftone.generation import GenerationSettings
 from halftone.qdiffbench.contestants import Contestant
@@ -23,7 +24,7 @@ from halftone.qdiffbench.measure import ImageSet
 from halftone.qdiffbench.model_facts import describe
 from halftone.qdiffbench.ranks import Ranks
 from halftone.qdiffbench.request import BenchRequest, ProgressBar, Prompts
-from halftone.schedulers import use_scheduler
+from halftone.schedulers import scheduler_config, use_scheduler
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Studio:
         if reference is not None:
             base["compared_with"] = reference.identity
         folder = root / _hash(base)[:16]
-        opener = _Opener(one, self.request, dtype, folder, self.ranks)
+        expected = reference.facts.get("scheduler") if reference is not None else None
+        opener = _Opener(one, self.request, dtype, folder, self.ranks, expected)
         galleries = {}
         for name, part in self.sets.items():
             sample = part.sample if limit is None else part.first(limit)
@@ -130,15 +132,35 @@ OTHER_SEED = 1_000_003  # far from any index, so that no two images of a set sha
 class _Opener:
     """Opens a contestant's pipeline once, when the first image is missing, and keeps its facts beside the images."""
 
-    def __init__(self, one: Contestant, request: BenchRequest, dtype: torch.dtype, folder: Path, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        one: Contestant,
+        request: BenchRequest,
+        dtype: torch.dtype,
+        folder: Path,
+        ranks: Ranks,
+        scheduler: str | None,
+    ) -> None:
         self.one, self.request, self.dtype, self.folder, self.ranks = one, request, dtype, folder, ranks
+        self.scheduler = scheduler
         self._pipeline: Any = None
 
     def open(self) -> Any:
+        """The pipeline.
+
+        Raises:
+            InputError: it samples in another way than the reference.
+        """
         if self._pipeline is None:
             self._pipeline = self.one.open(self.dtype, self.request.device)
             if self.request.scheduler is not None:
                 use_scheduler(self._pipeline, self.request.scheduler)
+            sampler = type(self._pipeline.scheduler).__name__
+            if self.scheduler not in (None, sampler):
+                raise InputError(
+                    f"{self.one.source} samples with {sampler} and the reference with {self.scheduler};"
+                    " give --scheduler to use one for all."
+                )
             if self.ranks.is_first:
                 self._keep(self._pipeline)
         return self._pipeline
@@ -154,6 +176,7 @@ class _Opener:
         facts = {
             **describe(pipeline, folder, self.one.library, self.one.scheme),
             "scheduler": type(pipeline.scheduler).__name__,
+            "scheduler_config": scheduler_config(pipeline),
             "sha256": self.one.sha256(),
         }
         with output_errors(f"The folder {self.folder}"):
