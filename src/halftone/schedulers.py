@@ -20,11 +20,11 @@ def use_scheduler(pipeline: Any, name: str) -> None:
         InputError: unknown or incompatible; suggests the near one.
     """
     known = {kind.__name__: kind for kind in _compatible(pipeline.scheduler)}
-    by_key = {_key(kind): kind for kind in known}
-    if _key(name) not in by_key:
+    by_key = {scheduler_key(kind): kind for kind in known}
+    if scheduler_key(name) not in by_key:
         short = sorted(kind.removesuffix("Scheduler") for kind in known)
         raise InputError(f"{name!r} is no scheduler that fits this pipeline; {suggest(name, short)}")
-    kind: Any = known[by_key[_key(name)]]
+    kind: Any = known[by_key[scheduler_key(name)]]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
 
 
@@ -43,5 +43,6 @@ def _compatible(scheduler: Any) -> list[type]:
     return list(kinds)
 
 
-def _key(name: str) -> str:
+def scheduler_key(name: str) -> str:
+    """What all spellings of a scheduler's name have in common: ``DDIM``, ``ddim``, ``DDIMScheduler`` -> ``ddim``."""
     return name.lower().replace("scheduler", "").replace("_", "").replace("-", "")

@@ -27,6 +27,7 @@ from halftone.qdiffbench.records import SETTINGS, ImageRecord, append, check_set
 
 #: So many images of a set are followed step by step: their latents are what takes room on the disk.
 FOLLOWED = 256
+IMAGES_MANIFEST = "manifest.jsonl"
 
 Progress = Callable[[int, int], None]
 
@@ -74,6 +75,7 @@ class Gallery:
             self.folder.mkdir(parents=True, exist_ok=True)
             if ranks.is_first:  # two would write one temporary file
                 write_atomically(self.folder / SETTINGS, json.dumps(self.identity, indent=2) + "\n")
+                write_atomically(self.folder / IMAGES_MANIFEST, self._manifest())
         wanted, share = self.missing(ranks), len(ranks.mine(len(self.prompts.entries)))
         if not wanted:
             progress(share, share)
@@ -109,6 +111,14 @@ class Gallery:
         """Kept latents (steps, …) of an image, float16; None if it was not followed."""
         path = self._latents_path(index)
         return load_file(path)["latents"] if path.is_file() else None
+
+    def _manifest(self) -> str:
+        """What to paint elsewhere to take part, and what makes this folder a contestant of its own."""
+        rows = [
+            {"index": index, "prompt": entry.prompt, "seed": self.seed_of(index), "file": file_name(index)}
+            for index, entry in enumerate(self.prompts.entries)
+        ]
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def _paint_one(self, pipeline: Any, index: int, reference: Gallery | None, first: bool) -> ImageRecord:
         watch = _StepWatch(followed=index < FOLLOWED)

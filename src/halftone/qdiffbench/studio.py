@@ -24,7 +24,7 @@ from halftone.qdiffbench.measure import ImageSet
 from halftone.qdiffbench.model_facts import describe
 from halftone.qdiffbench.ranks import Ranks
 from halftone.qdiffbench.request import BenchRequest, ProgressBar, Prompts
-from halftone.schedulers import scheduler_config, use_scheduler
+from halftone.schedulers import scheduler_config, scheduler_key, use_scheduler
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Studio:
         device = torch.device(self.request.device)
         return {
             "model_sha256": one.sha256(),
-            "scheduler": self.request.scheduler,
+            "scheduler": scheduler_key(self.request.scheduler) if self.request.scheduler is not None else None,
             "dtype": str(dtype),
             "device": device.type,
             # products are summed in another order by another machine or number of threads
