@@ -61,7 +61,7 @@ def measure(work: Path, steps: int) -> dict[str, Any]:
         "model": "Stable Diffusion 1.5 configuration, random weights, 512×512",
         "prompts": len(PROMPTS),
         "steps": steps,
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB",
         "commands": taken,
         "unet_bytes": {"float32": _bytes(source / "unet"), "artifact": _bytes(artifact / "unet")},

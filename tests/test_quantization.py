@@ -1,6 +1,7 @@
 """The one call: wrong arguments, numbers that are not finite, other schedulers and image-to-image afterwards."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -10,8 +11,12 @@ from pipelines import BUILDERS, denoiser_of, tiny_sd, tiny_sd3, tiny_sdxl
 
 import halftone
 from halftone.artifact.config import quantized_digest
+from halftone.calibration import run
+from halftone.denoiser import choose_layers
 from halftone.errors import InputError, NonFiniteError, RecipeError
-from halftone.layers import QuantizedLayer, quantized_layers
+from halftone.kernels import reference, register_kernel, registry
+from halftone.layers import QuantizedLayer, quantize_layer, quantized_layers
+from halftone.recipe import Recipe
 from halftone.schedulers import use_scheduler
 
 LAYER = "mid_block.resnets.0.conv1"
@@ -246,3 +251,41 @@ def test_quantized_pipeline_can_be_cast_and_integers_stay():
     pipeline.to(torch.bfloat16)
     assert pipeline.unet.conv_in.weight.dtype == torch.bfloat16 and quantized_digest(pipeline.unet) == before
     assert torch.isfinite(pipeline("x", num_inference_steps=2, output_type="latent").images).all()
+
+
+@pytest.mark.parametrize("recipe", ["pcr-w8a8", "minmax-w8a8"])
+def test_float_weights_are_let_go_as_layers_are_replaced(recipe, monkeypatch):
+    pipeline = tiny_sd()
+    chosen = choose_layers(pipeline.unet, Recipe.load(recipe).exclude).chosen
+    weights = [weakref.ref(layer.weight) for layer in chosen.values()]
+    del chosen
+    alive = []
+
+    def noting(*args):
+        new = quantize_layer(*args)
+        alive.append(sum(weight() is not None for weight in weights))
+        return new
+
+    monkeypatch.setattr(run, "quantize_layer", noting)
+    halftone.quantize(pipeline, recipe, ["a red cube"], num_inference_steps=1)
+    assert alive == list(range(len(weights), 0, -1))
+
+
+def test_unfinished_work_belongs_to_the_kernels_that_began_it(monkeypatch, tmp_path):
+    def stop(done, _):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    @register_kernel("linear", "another", ("cpu",), priority=1000)
+    def prepare(weights):
+        return reference.prepare_linear(weights)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _quantize(checkpoint_folder=tmp_path / "work", progress=stop)
+        monkeypatch.setenv("HALFTONE_KERNELS", "reference")
+        with pytest.raises(InputError, match="differs in: kernels"):
+            _quantize(checkpoint_folder=tmp_path / "work")
+    finally:
+        registry._KERNELS[:] = [kernel for kernel in registry._KERNELS if kernel.name != "another"]
+        registry._choices.clear()

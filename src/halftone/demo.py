@@ -66,7 +66,7 @@ def run_demo(
     source: str = MODEL,
     clip: str = CLIP,
 ) -> DemoOutcome:
-    """Leaves in ``out``: ``model`` (the artifact), ``bench`` (images and results.json) and ``report.html``.
+    """Leaves in ``out``: ``model`` (the artifact), ``images``, ``results.json`` and ``report.html``.
 
     Interrupted, it goes on where it was.
 

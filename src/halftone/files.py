@@ -54,7 +54,7 @@ def sync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         if os.name == "nt" and path.is_dir():
             continue  # Windows opens no folders, and writes their entries by itself
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # nor does it sync what is read only
         try:
             os.fsync(descriptor)
         finally:

@@ -24,6 +24,7 @@ from halftone.calibration.trace import Trace, trace_calls
 from halftone.denoiser import Denoiser, choose_layers, find_denoiser
 from halftone.errors import InputError, suggest
 from halftone.generation import check_guidance, check_seed
+from halftone.kernels import select
 from halftone.layers import quantized_layers
 from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
@@ -133,6 +134,8 @@ def quantize(
     _check_call_arguments(pipeline, call_kwargs)
     _check_not_quantized(pipeline, denoiser)
     choice = choose_layers(denoiser.module, recipe.exclude)
+    names, left_out = tuple(choice.chosen), choice.left_out
+    del choice  # it holds the float layers, which calibration replaces one by one
     trace = trace_calls(pipeline, denoiser, settings)
     slots = make_slots(recipe, trace)
     if announce is not None:
@@ -143,14 +146,12 @@ def quantize(
         fingerprint(pipeline, denoiser, recipe, settings) if checkpoint_folder is not None else {},
     )
     dtype = _dtype(denoiser)
-    result = calibrate(
-        pipeline, denoiser, choice.chosen, recipe, settings, trace, SlotClock(slots), checkpoint, progress
-    )
+    result = calibrate(pipeline, denoiser, names, recipe, settings, trace, SlotClock(slots), checkpoint, progress)
     config = HalftoneConfig(
         recipe=recipe,
         slots=slots,
-        layers=tuple(choice.chosen),
-        left_out=choice.left_out,
+        layers=names,
+        left_out=left_out,
         calibration=_record(pipeline, denoiser, dtype, settings, trace, result),
         digest=quantized_digest(denoiser.module),
     )
@@ -171,7 +172,19 @@ def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: Cal
         "dtype": _dtype(denoiser),
         "device": next(denoiser.module.parameters()).device.type,
         "threads": torch.get_num_threads(),
+        "kernels": _kernels(denoiser, recipe),
         "versions": _versions(),
+    }
+
+
+def _kernels(denoiser: Denoiser, recipe: Recipe) -> dict[str, str]:
+    """What runs the layers here: two kernels differ in last bits, and a run must not change over to another halfway."""
+    device = next(denoiser.module.parameters()).device.type
+    widths = {recipe.activations.num_bits, *([recipe.relax.bits] if recipe.relax is not None else [])}
+    return {
+        f"{operation}, {bits} bits": select(operation, device, bits).name
+        for operation in ("linear", "conv2d")
+        for bits in sorted(widths)
     }
 
 

@@ -92,6 +92,13 @@ def _check_index(folder: Path) -> None:
         raise InputError(f"{folder / _INDEX} cannot be read as JSON: {error}") from error
     if not isinstance(index, dict) or "_class_name" not in index:
         raise InputError(f"{folder} is not a diffusers pipeline: its {_INDEX} names no pipeline class.")
+    # older releases of diffusers run what a local folder names here without being asked
+    for name, value in index.items():
+        module = value[0] if isinstance(value, list) and value else None
+        if name == "_class_name" and not isinstance(value, str):
+            raise InputError(f"{folder} names a pipeline class of its own, {value!r}; Halftone runs no model's code.")
+        if isinstance(module, str) and (folder / name / f"{module}.py").exists():
+            raise InputError(f"{folder / name / module}.py is code that came with the model; Halftone runs none.")
 
 
 def _bundled_folder(name: str) -> Path:

@@ -114,6 +114,13 @@ def test_damaged_lines_are_named(line, tmp_path):
         foreign_image_set(tmp_path, prompt_set_of("set", ["a"]))
 
 
+@pytest.mark.parametrize("file", ["../secret.png", "/etc/secret.png", "a/../../secret.png"])
+def test_files_outside_the_folder_are_refused(file, tmp_path):
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"prompt": "a", "file": file}))
+    with pytest.raises(InputError, match="outside the folder"):
+        foreign_image_set(tmp_path, prompt_set_of("set", ["a"]))
+
+
 class _Wrapped(torch.Tensor):
     """Pretends to be a float tensor, and holds int8 codes and a scale: as torchao's tensors do."""
 

@@ -9,7 +9,7 @@ trajectory and fixes all parameters afterwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ QuantizedLayers = dict[str, QuantizedLayer]
 def calibrate(
     pipeline: Any,
     denoiser: Denoiser,
-    layers: Mapping[str, nn.Module],
+    names: Sequence[str],
     recipe: Recipe,
     settings: CalibrationSettings,
     trace: Trace,
@@ -43,10 +43,11 @@ def calibrate(
     checkpoint: Checkpoint | None = None,
     progress: Progress = lambda done, total: None,
 ) -> CalibrationResult:
-    """Quantizes `layers` of the pipeline's denoiser in place and fixes their parameters for every slot.
+    """Quantizes layers of the pipeline's denoiser in place and fixes their parameters for every slot.
 
     Args:
-        layers: name -> Linear or Conv2d to quantize, as `choose_layers` gives them.
+        names: of the layers to quantize, as `choose_layers` gives them. (Not the layers: whoever holds them keeps the
+            float weights in memory beside the integers.)
         trace: the calls that the pipeline will make, from `trace_calls`.
         clock: shared by the new layers; its slots are those of `trace`.
         checkpoint: finished calls; None keeps none.
@@ -62,33 +63,33 @@ def calibrate(
     rows = settings.batch_size * max(1, trace.rows)
     lockstep: Lockstep
     if recipe.calibration == "progressive":
-        quantized = quantize_layers(denoiser.module, layers, recipe, clock)
+        quantized = quantize_layers(denoiser.module, names, recipe, clock)
         lockstep = ProgressiveLockstep(denoiser, quantized, recipe, trace, clock, rows, checkpoint, progress)
         _run(pipeline, denoiser, settings, lockstep)
     else:
-        lockstep = FullPrecisionLockstep(denoiser, dict(layers), recipe, trace, clock, rows, checkpoint, progress)
+        layers = {name: denoiser.module.get_submodule(name) for name in names}
+        lockstep = FullPrecisionLockstep(denoiser, layers, recipe, trace, clock, rows, checkpoint, progress)
         _run(pipeline, denoiser, settings, lockstep)
-        quantized = quantize_layers(denoiser.module, layers, recipe, clock)
+        layers.clear()
+        quantized = quantize_layers(denoiser.module, names, recipe, clock)
         for name, layer in quantized.items():
             for row, (lo, hi) in enumerate(lockstep.final_ranges(name)):
                 layer.set_row(row, range_to_qparams(lo, hi, bits[row], recipe.activations.symmetric))
     return CalibrationResult(
         timesteps=trace.timesteps,
         denoiser_passes_per_prompt=lockstep.passes_per_prompt,
-        ranges={name: lockstep.final_ranges(name) for name in layers},
+        ranges={name: lockstep.final_ranges(name) for name in names},
         seconds=time.perf_counter() - started,
         resumed_calls=lockstep.resumed_calls,
     )
 
 
-def quantize_layers(
-    module: nn.Module, layers: Mapping[str, nn.Module], recipe: Recipe, clock: SlotClock
-) -> QuantizedLayers:
+def quantize_layers(module: nn.Module, names: Iterable[str], recipe: Recipe, clock: SlotClock) -> QuantizedLayers:
     """Replaces each layer by its quantized form, one by one, so that no second copy of the model is ever held."""
     rows = len(clock.slots) if recipe.activations.granularity == "timestep" else 1
     quantized: QuantizedLayers = {}
-    for name, layer in layers.items():
-        new = quantize_layer(layer, recipe.weights.num_bits, rows, name)
+    for name in names:
+        new = quantize_layer(module.get_submodule(name), recipe.weights.num_bits, rows, name)
         new.clock = clock
         set_submodule(module, name, new)
         quantized[name] = new

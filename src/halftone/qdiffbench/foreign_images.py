@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
         raise InputError(f"{path}, line {number} is not JSON: {error}") from error
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "file")):
         raise InputError(f"{path}, line {number} needs the texts prompt and file.")
+    # by its name alone: a link inside the folder may lead elsewhere, since its owner made it
+    if not Path(os.path.abspath(path.parent / entry["file"])).is_relative_to(os.path.abspath(path.parent)):
+        raise InputError(f"{path}, line {number} names {entry['file']!r}, which lies outside the folder.")
     if not isinstance(entry.get("seed"), int | None):
         raise InputError(f"{path}, line {number}: the seed must be an integer, got {entry['seed']!r}.")
     return entry

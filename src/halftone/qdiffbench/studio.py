@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
 from halftone.generation import GenerationSettings
+from halftone.kernels.registry import ENVIRONMENT_VARIABLE
 from halftone.qdiffbench.contestants import Contestant
 from halftone.qdiffbench.environment import library_versions, processor_name
 from halftone.qdiffbench.foreign_images import foreign_image_set
@@ -121,6 +123,7 @@ class Studio:
             # products are summed in another order by another machine or number of threads
             "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
+            "kernels": os.environ.get(ENVIRONMENT_VARIABLE, ""),
             **dataclasses.asdict(settings),
             "versions": library_versions(),
         }
