@@ -75,7 +75,9 @@ def report(args: argparse.Namespace, restart: dict[str, Any], lockstep: dict[str
         "passes_ratio": restart["passes_per_prompt"] / lockstep["passes_per_prompt"],
         "seconds_ratio": restart["seconds"] / lockstep["seconds"],
         "same_parameters": all(
-            torch.equal(restart["tables"][name], table) for name, table in lockstep["tables"].items()
+            torch.equal(ours, theirs)
+            for name, tables in lockstep["tables"].items()
+            for ours, theirs in zip(tables, restart["tables"][name], strict=True)
         ),
     }
 
@@ -106,9 +108,9 @@ def restart_per_step(pipeline: Any, recipe: Recipe, settings: CalibrationSetting
     trace = trace_calls(pipeline, denoiser, settings)
     clock = SlotClock(make_slots(recipe, trace))
     quantized = quantize_layers(denoiser.module, layers, recipe, clock)
-    passes = 0.0
+    passes, seen = 0.0, dict[int, Observers]()
     for step in range(len(trace.timesteps)):
-        runner = _UpToStep(denoiser.module, quantized, recipe, clock, step, settings.batch_size * trace.rows)
+        runner = _UpToStep(denoiser.module, quantized, recipe, clock, step, settings.batch_size * trace.rows, seen)
         with replaced_forward(denoiser.module, runner), contextlib.suppress(StepReached):
             call_pipeline(pipeline, settings, settings.prompts)
         passes += runner.passes
@@ -130,11 +132,13 @@ class _UpToStep:
         clock: SlotClock,
         step: int,
         rows: int,
+        seen: dict[int, Observers],
     ):
         self.module, self.forward, self.layers = module, module.forward, layers
         self.recipe, self.clock, self.step, self.rows = recipe, clock, step, rows
         self.call = 0
         self.passes = 0.0
+        self.seen = seen
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         slot = self.clock.set_timestep(timestep_of(self.module, args, kwargs))
@@ -144,7 +148,8 @@ class _UpToStep:
         if self.call <= self.step:
             return run(*args, **kwargs)
         build = self.recipe.activations.observer.build
-        observers: Observers = {name: build() for name in self.layers}
+        # a timestep that is visited twice, as by PNDM, shares one slot
+        observers = self.seen.setdefault(slot, {name: build() for name in self.layers})
         set_mode(self.module, ExecutionMode.WEIGHT_ONLY)
         with observing(self.layers, observers, f"step {self.step}"):
             run(*args, **kwargs)
@@ -156,9 +161,10 @@ class _UpToStep:
         raise StepReached
 
 
-def _tables(pipeline: Any, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    module = find_denoiser(pipeline).module
-    return {name: module.get_submodule(name).input_scale.clone() for name in names}
+def _tables(pipeline: Any, names: tuple[str, ...]) -> dict[str, list[torch.Tensor]]:
+    """Scales, zero points and bits of each layer's slots."""
+    module, columns = find_denoiser(pipeline).module, ("input_scale", "input_zero_point", "input_num_bits")
+    return {name: [module.get_submodule(name).get_buffer(column).clone() for column in columns] for name in names}
 
 
 if __name__ == "__main__":
