@@ -1,11 +1,13 @@
 """The demonstration on a tiny model: it leaves a page, goes on where it was, and keeps what is not its own."""
 
 import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import yaml
+from pipelines import save_folder, tiny_sd
 
 import halftone
 from halftone import demo
@@ -132,3 +134,21 @@ def test_full_precision_has_no_ranges(sd_folder):
     from halftone.sources import open_pipeline
 
     assert activation_ranges(open_pipeline(sd_folder)) == {}
+
+
+def test_artifact_of_other_weights_is_refused(sd_folder, clip_folder, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    source = shutil.copytree(sd_folder, tmp_path / "sd")
+    monkeypatch.setattr(demo, "bench", interrupted)
+
+    def run_it():
+        run_demo(tmp_path / "out", SMALL, _quiet, source=str(source), clip=str(clip_folder))
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_it()
+    shutil.copytree(save_folder(tiny_sd(seed=1), tmp_path / "other"), source, dirs_exist_ok=True)
+    with pytest.raises(InputError, match="made from another model"):
+        run_it()

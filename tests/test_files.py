@@ -62,3 +62,11 @@ def test_sha256_of_a_file_longer_than_a_chunk(tmp_path):
     data = os.urandom(3_000_001)
     (tmp_path / "x").write_bytes(data)
     assert file_sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_two_processes_write_one_file_through_temporary_files_of_their_own(tmp_path, monkeypatch):
+    path, parts = tmp_path / "x", []
+    monkeypatch.setattr(os, "fsync", lambda _: parts.extend(tmp_path.glob("x.*.part")))
+    write_atomically(path, "one", shared=True)
+    write_atomically(path, "two", shared=True)
+    assert len(set(parts)) == 2 and path.read_text() == "two" and list(tmp_path.iterdir()) == [path]

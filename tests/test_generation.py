@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipelines import tiny_sd, tiny_sd3
+from pipelines import tiny_sd, tiny_sd3, tiny_sdxl
 
 import halftone
 from halftone import generation
 from halftone.errors import InputError, OutputError
-from halftone.generation import GenerationSettings, generate, paint
+from halftone.generation import GenerationSettings, default_guidance, generate, paint
 
 FAST = GenerationSettings(num_inference_steps=2, seed=10)
 PROMPTS = ["a red cube", "a/b \"quoted\" 'text'", "😀\u2028line\u0085end\nnew"]
@@ -157,6 +157,12 @@ def test_kill_between_image_and_manifest_paints_the_image_again(pipeline, tmp_pa
     assert generate(pipeline, PROMPTS[:1], tmp_path / "out", FAST)[0].read_bytes() == whole[0].read_bytes()
 
 
+def _other_spacing():
+    pipeline = tiny_sd()
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    return pipeline
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -165,6 +171,8 @@ def test_kill_between_image_and_manifest_paints_the_image_again(pipeline, tmp_pa
         ({"settings": GenerationSettings(2, seed=11)}, "seed"),
         ({"settings": GenerationSettings(2, 1.0, 10)}, "guidance_scale"),
         ({"source": "another"}, "source"),
+        ({"source_sha256": "another"}, "differs in: source_sha256"),
+        ({"pipeline": _other_spacing()}, "differs in: scheduler_config"),
         ({"pipeline": tiny_sd(scheduler="pndm")}, "scheduler"),
     ],
 )
@@ -227,3 +235,44 @@ def test_quantized_pipeline_paints_the_same_in_any_company(sd_artifact, tmp_path
     first = generate(pipeline, ["x", "a red cube"], tmp_path / "a", FAST)
     second = generate(pipeline, ["blue", "a red cube", "z"], tmp_path / "b", FAST)
     assert first[1].read_bytes() == second[1].read_bytes()
+
+
+def test_images_of_other_kernels_are_refused(pipeline, tmp_path, monkeypatch):
+    generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+    monkeypatch.setenv("HALFTONE_KERNELS", "reference")
+    with pytest.raises(InputError, match="differs in: kernels"):
+        generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+
+
+@pytest.mark.parametrize("build, expected", [(tiny_sd, 7.5), (tiny_sdxl, 5.0), (tiny_sd3, 7.0)])
+def test_default_guidance_is_the_pipelines_own_and_recorded(build, expected, tmp_path):
+    pipeline = build()
+    assert default_guidance(pipeline) == expected
+    generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+    assert json.loads((tmp_path / "generation.json").read_text())["guidance_scale"] == expected
+    generate(pipeline, PROMPTS[:1], tmp_path, GenerationSettings(2, expected, seed=10))  # the same run
+
+
+def test_pipeline_without_guidance_has_no_default():
+    class Unguided:
+        def __call__(self, prompt, guidance_scale=None):
+            pass
+
+    class Unknown:
+        def __call__(self, prompt):
+            pass
+
+    assert default_guidance(Unguided()) is None and default_guidance(Unknown()) is None
+
+
+def test_what_the_safety_checker_made_black_is_marked_and_told(tmp_path):
+    pipeline, verdicts, warnings = tiny_sd(), iter([False, True]), []
+    pipeline.run_safety_checker = lambda image, *_: (image, [next(verdicts)])
+    generate(pipeline, PROMPTS[:2], tmp_path, FAST, warn=warnings.append)
+    assert ["flagged" in entry for entry in _entries(tmp_path)] == [False, True]
+    assert _entries(tmp_path)[1]["flagged"] is True
+    assert len(warnings) == 1 and "made 1 of 2 images black (00001.png)" in warnings[0]
+    generate(pipeline, PROMPTS[:2], tmp_path, FAST, warn=warnings.append)  # nothing is painted, and it is told again
+    assert len(warnings) == 2
+    with pytest.warns(UserWarning, match="safety checker"):
+        generate(pipeline, PROMPTS[:2], tmp_path, FAST)

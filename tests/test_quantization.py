@@ -289,3 +289,12 @@ def test_unfinished_work_belongs_to_the_kernels_that_began_it(monkeypatch, tmp_p
     finally:
         registry._KERNELS[:] = [kernel for kernel in registry._KERNELS if kernel.name != "another"]
         registry._choices.clear()
+
+
+def test_record_holds_the_pipelines_default_guidance_and_the_source():
+    for given, expected in ((None, 7.5), (2.0, 2.0)):
+        result = halftone.quantize(
+            tiny_sd(), "pcr-w8a8", ["x"], num_inference_steps=1, guidance_scale=given, source_sha256="abc"
+        )
+        assert result.config.calibration["guidance_scale"] == expected
+        assert result.config.calibration["source_sha256"] == "abc"

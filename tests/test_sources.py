@@ -8,11 +8,12 @@ import warnings
 
 import pytest
 import torch
-from pipelines import tiny_sd
+from pipelines import save_folder, tiny_sd
 
 from halftone import sources
 from halftone.errors import InputError
-from halftone.sources import bundled_names, open_pipeline, pipeline_facts, resolve_folder
+from halftone.files import file_sha256
+from halftone.sources import bundled_names, content_sha256, open_pipeline, pipeline_facts, resolve_folder
 
 
 class _Bomb:
@@ -60,7 +61,8 @@ def test_hub_id_that_cannot_be_had(monkeypatch):
         raise RuntimeError("offline\nmode")
 
     monkeypatch.setattr(sources.DiffusionPipeline, "download", fail)
-    assert "owner/name is no folder here and could not be had from the hub: offline mode" in _refused("owner/name")
+    assert _refused("owner/name").startswith("There is no folder owner/name here; ")
+    assert "could not be had from the hub either: offline mode" in _refused("owner/name")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"_class_name": "Nowhere"}', '{"_class_name": 5}', "\xff"])
@@ -129,3 +131,18 @@ def test_pipeline_without_a_denoiser_opens_but_cannot_be_quantized(tmp_path):
 
     with pytest.raises(InputError, match="Decoder has no denoiser to quantize"):
         quantize(Decoder(tiny_sd().vae), "pcr-w8a8", ["x"])
+
+
+def test_content_is_told_by_files_not_by_path(folder, sd_folder, sd_artifact, tmp_path):
+    assert content_sha256(folder) == content_sha256(str(sd_folder)) != content_sha256(sd_artifact)
+    assert content_sha256(sd_artifact) == file_sha256(sd_artifact / "halftone.json")
+    (folder / "README.md").write_text("nothing that matters")
+    assert content_sha256(folder) == content_sha256(sd_folder)
+    save_folder(tiny_sd(seed=1), tmp_path / "other")
+    shutil.copytree(tmp_path / "other" / "unet", folder / "unet", dirs_exist_ok=True)
+    assert content_sha256(folder) != content_sha256(sd_folder)
+
+
+def test_progress_bar_is_switched_off_on_request_alone(sd_folder):
+    assert not hasattr(open_pipeline(sd_folder), "_progress_bar_config")
+    assert open_pipeline(sd_folder, progress_bar=False)._progress_bar_config == {"disable": True}

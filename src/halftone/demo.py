@@ -26,7 +26,7 @@ from halftone.quantization import quantize
 from halftone.recipe import Recipe
 from halftone.report import ActivationRange, QuantizationFacts, write_page
 from halftone.report.outcome import page_of
-from halftone.sources import open_pipeline
+from halftone.sources import content_sha256, open_pipeline
 
 MODEL = "bundled:mini-sd"
 CLIP = "bundled:mini-clip"
@@ -153,12 +153,12 @@ def _quantize(
 ) -> None:
     prompts = read_prompts(CALIBRATION, limit=settings.calibration_prompts)
     if (artifact / MANIFEST).is_file():
-        _check_same(artifact, recipe, prompts, settings)
+        _check_same(artifact, source, recipe, prompts, settings)
         return
     checkpoint = artifact.with_name(artifact.name + ".unfinished")
     with progress("calibrating") as advance:
         result = quantize(
-            open_pipeline(source),
+            open_pipeline(source, progress_bar=False),
             recipe,
             prompts,
             num_inference_steps=settings.steps,
@@ -168,11 +168,12 @@ def _quantize(
             checkpoint_folder=checkpoint,
             progress=advance,
             announce=announce,
+            source_sha256=content_sha256(source),
         )
     result.save(artifact)
 
 
-def _check_same(artifact: Path, recipe: Recipe, prompts: Sequence[str], settings: DemoSettings) -> None:
+def _check_same(artifact: Path, source: str, recipe: Recipe, prompts: Sequence[str], settings: DemoSettings) -> None:
     wanted = CalibrationSettings(
         tuple(prompts), settings.steps, settings.guidance, settings.seed, settings.batch_size
     ).to_dict()
@@ -180,6 +181,11 @@ def _check_same(artifact: Path, recipe: Recipe, prompts: Sequence[str], settings
     stored = {key: facts["calibration"].get(key) for key in wanted}
     if stored != wanted or facts["recipe"] != recipe.to_dict():
         raise InputError(f"{artifact} was made with other settings; choose another --out or delete that folder.")
+    if facts["calibration"].get("source_sha256") != content_sha256(source):
+        raise InputError(
+            f"{artifact} was made from another model than what {source} is now; choose another --out or delete that"
+            " folder."
+        )
 
 
 def _label(recipe: Recipe) -> str:

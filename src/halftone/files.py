@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,13 @@ from pathlib import Path
 from halftone.errors import OutputError
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a file that is either whole or as it was before, also after a power cut."""
-    part = path.with_name(path.name + ".part")
+def write_atomically(path: Path, data: bytes | str, *, shared: bool = False) -> None:
+    """Writes a file that is either whole or as it was before, also after a power cut.
+
+    Args:
+        shared: whether other processes may write it at the same time: each then has a temporary file of its own.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part" if shared else f"{path.name}.part")
     try:
         with open(part, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

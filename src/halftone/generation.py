@@ -10,8 +10,11 @@ import inspect
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,15 @@ from PIL import Image
 
 from halftone.errors import InputError, NonFiniteError
 from halftone.files import output_errors, write_atomically
+from halftone.kernels.registry import ENVIRONMENT_VARIABLE
 from halftone.prompts import check_prompts
+from halftone.schedulers import scheduler_config
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "generation.json"
 _SEEDS = range(-(2**63), 2**63)  # what torch takes, with room above for the seeds of later prompts
 _CALLBACK = "callback_on_step_end"
+_FLAG = {"flagged": True}  # in the entry of an image that the safety checker made black
 
 OnStep = Callable[[int, torch.Tensor], None]
 
@@ -54,11 +60,26 @@ class GenerationSettings:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def paint(pipeline: Any, prompt: str, seed: int, settings: GenerationSettings, on_step: OnStep | None = None) -> Any:
+def default_guidance(pipeline: Any) -> float | None:
+    """The guidance that the pipeline takes where none is given; None where its call has no such number."""
+    parameter = inspect.signature(type(pipeline).__call__).parameters.get("guidance_scale")
+    default = parameter.default if parameter is not None else None
+    return float(default) if isinstance(default, int | float) else None
+
+
+def paint(
+    pipeline: Any,
+    prompt: str,
+    seed: int,
+    settings: GenerationSettings,
+    on_step: OnStep | None = None,
+    on_flagged: Callable[[], None] | None = None,
+) -> Any:
     """One PIL image.
 
     Args:
         on_step: called with (step index, latents (1, …)) after every sampler step.
+        on_flagged: called if the pipeline's safety checker took offence, and so made the image black.
 
     Raises:
         InputError: the pipeline refuses the settings (a size or number of steps that it does not do).
@@ -78,6 +99,8 @@ def paint(pipeline: Any, prompt: str, seed: int, settings: GenerationSettings, o
     except (TypeError, ValueError) as error:
         said = " ".join(str(error).split())[-300:]
         raise InputError(f"{type(pipeline).__name__} cannot paint with these settings: {said}") from error
+    if on_flagged is not None and any(getattr(output, "nsfw_content_detected", None) or ()):
+        on_flagged()
     return output.images[0]
 
 
@@ -125,16 +148,21 @@ def generate(
     settings: GenerationSettings | None = None,
     *,
     source: str = "",
+    source_sha256: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> list[Path]:
-    """Paints every prompt to ``out/00000.png`` …, with ``manifest.jsonl`` (index, prompt, seed, file).
+    """Paints every prompt to ``out/00000.png`` …, with ``manifest.jsonl`` (index, prompt, seed, file; ``"flagged":
+    true`` if the pipeline's safety checker made the image black).
 
     A run that was interrupted goes on where it was when called again with the same arguments.
 
     Args:
         source: what made the pipeline, to tell whether the folder belongs to this run.
+        source_sha256: of its content (`sources.content_sha256`): the same path may hold another model tomorrow.
         on_step: called with (prompt index, step index, latents) after every sampler step of an image painted now.
+        warn: called with a sentence if images are black because of the safety checker.
 
     Raises:
         InputError: wrong prompts, or the folder belongs to something else.
@@ -144,18 +172,30 @@ def generate(
     prompts = check_prompts(prompts)
     if settings.num_inference_steps < 1:
         raise InputError(f"num_inference_steps is {settings.num_inference_steps}; it must be at least 1.")
-    folder = _prepared(Path(out), pipeline, settings, source)
+    folder = _prepared(Path(out), pipeline, settings, {"source": source, "source_sha256": source_sha256})
     finished = _finished(folder, prompts, settings)
     for index, prompt in enumerate(prompts):
         if index not in finished:
             watch = None if on_step is None else _with_index(on_step, index)
-            image = paint(pipeline, prompt, settings.seed + index, settings, watch)
-            finished[index] = _entry(index, prompt, settings)
+            entry = _entry(index, prompt, settings)
+            image = paint(pipeline, prompt, settings.seed + index, settings, watch, partial(entry.update, _FLAG))
+            finished[index] = entry
             with output_errors(f"The image {folder / _name(index)}"):
                 _save_image(image, folder / _name(index))
                 _write_manifest(folder, finished)
         progress(index + 1, len(prompts))
+    flagged = [_name(index) for index in range(len(prompts)) if "flagged" in finished[index]]
+    if flagged:
+        warn(_black(flagged, len(prompts)))
     return [folder / _name(index) for index in range(len(prompts))]
+
+
+def _black(flagged: Sequence[str], total: int) -> str:
+    names = ", ".join(flagged[:5]) + (", …" if len(flagged) > 5 else "")
+    return (
+        f"The pipeline's safety checker made {len(flagged)} of {total} images black ({names}); they are marked as"
+        f" flagged in {MANIFEST}, and a folder without a safety checker paints them."
+    )
 
 
 def _with_index(on_step: Callable[[int, int, torch.Tensor], None], index: int) -> OnStep:
@@ -170,9 +210,23 @@ def _entry(index: int, prompt: str, settings: GenerationSettings) -> dict[str, A
     return {"index": index, "prompt": prompt, "seed": settings.seed + index, "file": _name(index)}
 
 
-def _prepared(folder: Path, pipeline: Any, settings: GenerationSettings, source: str) -> Path:
+def _entries(index: int, prompt: str, settings: GenerationSettings) -> tuple[dict[str, Any], ...]:
+    """What may stand in the manifest for this image."""
+    entry = _entry(index, prompt, settings)
+    return entry, {**entry, **_FLAG}
+
+
+def _prepared(folder: Path, pipeline: Any, settings: GenerationSettings, source: Mapping[str, str]) -> Path:
     """The output folder, empty or begun by the same run."""
-    wanted = {"source": source, "scheduler": type(pipeline.scheduler).__name__, **asdict(settings)}
+    given = settings.guidance_scale
+    wanted = {
+        **source,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler_config": scheduler_config(pipeline),
+        "kernels": os.environ.get(ENVIRONMENT_VARIABLE, ""),
+        **asdict(settings),
+        "guidance_scale": default_guidance(pipeline) if given is None else given,
+    }
     path = folder / SETTINGS
     if folder.is_file():
         raise InputError(f"{folder} is a file; choose another folder for the images.")
@@ -212,7 +266,7 @@ def _finished(folder: Path, prompts: Sequence[str], settings: GenerationSettings
         index = entry.get("index")
         if not isinstance(index, int) or not isinstance(entry.get("file"), str):
             raise InputError(f"{path} is damaged; delete it, or choose another folder.")
-        if index < len(prompts) and entry != _entry(index, prompts[index], settings):
+        if index < len(prompts) and entry not in _entries(index, prompts[index], settings):
             raise InputError(f"{folder} holds an image of another prompt at index {index}; choose another folder.")
         if (folder / entry["file"]).exists():
             entries[index] = entry

@@ -14,16 +14,18 @@ import torch
 
 from halftone.artifact.attach import attach
 from halftone.artifact.config import HalftoneConfig, quantized_digest
+from halftone.artifact.inspection import inspect_artifact
 from halftone.artifact.load import artifact_config
+from halftone.artifact.manifest import MANIFEST
 from halftone.artifact.save import check_free, save
 from halftone.calibration import CalibrationResult, CalibrationSettings, calibrate
-from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished
+from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished, read_command
 from halftone.calibration.cost import estimate_cost
 from halftone.calibration.run import Progress, make_slots
 from halftone.calibration.trace import Trace, trace_calls
 from halftone.denoiser import Denoiser, choose_layers, find_denoiser
-from halftone.errors import InputError, suggest
-from halftone.generation import check_guidance, check_seed
+from halftone.errors import HalftoneError, InputError, suggest
+from halftone.generation import check_guidance, check_seed, default_guidance
 from halftone.kernels import select
 from halftone.layers import quantized_layers
 from halftone.prompts import check_prompts
@@ -72,11 +74,24 @@ def check_target(path: str | Path, checkpoint_folder: str | Path | None = None) 
     """Refuses, before hours of work, a folder that `QuantizationResult.save` would refuse after them.
 
     Raises:
-        InputError: it is a file, or holds something and there is no unfinished work that could have written it.
+        InputError: it is a file, or holds something other than the artifact that the unfinished work was made into.
     """
     target = Path(path)
-    if checkpoint_folder is None or target.is_file() or not is_unfinished(Path(checkpoint_folder)):
+    if checkpoint_folder is None or not _was_made_from(target, Path(checkpoint_folder)):
         check_free(target)
+
+
+def _was_made_from(target: Path, checkpoint_folder: Path) -> bool:
+    """Whether a folder is the artifact of a command that was killed before it removed its finished steps."""
+    if not (target / MANIFEST).is_file() or not is_unfinished(checkpoint_folder):
+        return False
+    try:
+        facts = inspect_artifact(target)
+    except HalftoneError:
+        return False
+    made = {**facts["calibration"], "recipe": facts["recipe"]}
+    command = read_command(checkpoint_folder)
+    return all(made[key] == command[key] for key in {*made} & {*command})
 
 
 def quantize(
@@ -91,6 +106,7 @@ def quantize(
     checkpoint_folder: str | Path | None = None,
     progress: Progress = lambda done, total: None,
     announce: Callable[[str], None] | None = None,
+    source_sha256: str | None = None,
     **call_kwargs: Any,
 ) -> QuantizationResult:
     """Quantizes the denoiser of a diffusers pipeline, in place.
@@ -107,6 +123,7 @@ def quantize(
         progress: called with (finished denoiser calls, all calls).
         announce: called once, before the calibration starts, with a line that estimates its time and memory;
             None saves the seconds that the estimate takes.
+        source_sha256: of the full-precision model's content (`sources.content_sha256`), for the record.
         call_kwargs: further arguments of the pipeline's call.
 
     Raises:
@@ -121,15 +138,15 @@ def quantize(
         >>> result.save("./my-sd-w8a8")  # doctest: +SKIP
     """
     recipe = Recipe.load(recipe)
+    denoiser = find_denoiser(pipeline)
     settings = CalibrationSettings(
         prompts=check_prompts(prompts),
         num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+        guidance_scale=default_guidance(pipeline) if guidance_scale is None else guidance_scale,
         seed=seed,
         batch_size=batch_size,
         call_kwargs=call_kwargs,
     )
-    denoiser = find_denoiser(pipeline)
     _check_settings(settings)
     _check_call_arguments(pipeline, call_kwargs)
     _check_not_quantized(pipeline, denoiser)
@@ -152,7 +169,10 @@ def quantize(
         slots=slots,
         layers=names,
         left_out=left_out,
-        calibration=_record(pipeline, denoiser, dtype, settings, trace, result),
+        calibration={
+            **_record(pipeline, denoiser, dtype, settings, trace, result),
+            "source_sha256": source_sha256,
+        },
         digest=quantized_digest(denoiser.module),
     )
     attach(denoiser.module, config)

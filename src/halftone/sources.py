@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -12,7 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
+from halftone.artifact.manifest import MANIFEST
 from halftone.errors import InputError, suggest
+from halftone.files import file_sha256
 
 BUNDLED_PREFIX = "bundled:"
 # What diffusers, transformers and safetensors raise on a folder that is not what they expect.
@@ -27,6 +30,7 @@ _OPENING_ERRORS = (
     SafetensorError,
 )
 _INDEX = "model_index.json"
+_WHAT_MAKES_IMAGES = (".json", ".safetensors", ".txt", ".model")
 _BUNDLED = Path(__file__).parent / "bundled"
 
 
@@ -51,9 +55,16 @@ def resolve_folder(source: str | Path) -> Path:
 
 
 def open_pipeline(
-    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    progress_bar: bool = True,
 ) -> Any:
     """The pipeline of a source, on `device`, floating-point parts in `dtype` (float32 if not given).
+
+    Args:
+        progress_bar: False switches diffusers' own bar off, for commands that show their progress themselves.
 
     Raises:
         InputError: it cannot be opened; says why.
@@ -69,13 +80,33 @@ def open_pipeline(
     except _OPENING_ERRORS as error:
         first = " ".join(str(error).split())[:300]
         raise InputError(f"{source} could not be opened as a diffusers pipeline: {first}") from error
-    pipeline.set_progress_bar_config(disable=True)
+    if not progress_bar:
+        pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device) if device is not None else pipeline
 
 
 def bundled_names() -> tuple[str, ...]:
     """Names of the pipelines that ship with the package."""
     return tuple(sorted(path.parent.name for path in _BUNDLED.glob(f"*/{_INDEX}")))
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files in a model's folder that make its images, by their names there."""
+    names = sorted(path for path in folder.rglob("*") if path.suffix in _WHAT_MAKES_IMAGES)
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in names}
+
+
+def content_sha256(source: str | Path) -> str:
+    """What tells a source's content, wherever it lies: of an artifact the SHA-256 of its halftone.json, which holds
+    all files' digests, and else of the digests of the files that make images.
+
+    Raises:
+        InputError: no such bundled model, folder or hub id.
+    """
+    folder = resolve_folder(source)
+    if (folder / MANIFEST).is_file():
+        return file_sha256(folder / MANIFEST)
+    return hashlib.sha256(json.dumps(file_digests(folder), sort_keys=True).encode()).hexdigest()
 
 
 def pipeline_facts(pipeline: Any) -> Mapping[str, Any]:
@@ -112,4 +143,6 @@ def _downloaded(hub_id: str) -> Path:
         return Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
     except Exception as error:  # the hub client raises many unrelated types; all mean the same here
         first = " ".join(str(error).split())[:300]
-        raise InputError(f"{hub_id} is no folder here and could not be had from the hub: {first}") from error
+        raise InputError(
+            f"There is no folder {hub_id} here; taken for a hub id, it could not be had from the hub either: {first}"
+        ) from error

@@ -187,3 +187,8 @@ def test_attach_takes_the_digest_of_what_it_gets(sd_artifact):
         layer.weight[0] = 1
     attach(pipeline.unet, before)
     assert artifact_config(pipeline).digest == quantized_digest(pipeline.unet) != before.digest
+
+
+def test_loaded_pipeline_is_an_ordinary_one(sd_artifact):
+    """The commands switch diffusers' progress bar off; `load` leaves it as `from_pretrained` does."""
+    assert not hasattr(halftone.load(sd_artifact), "_progress_bar_config")

@@ -97,6 +97,20 @@ def test_killed_between_saving_and_removing_the_steps(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_unfinished_work_excuses_nothing_else_in_the_output(tmp_path):
+    """Refused before the calibration goes on, not after it: something else, and the artifact of another command."""
+    _interrupted(tmp_path / "steps", 1)
+    (tmp_path / "out").mkdir()
+    check_target(tmp_path / "out", tmp_path / "steps")
+    (tmp_path / "out" / "thesis.txt").touch()
+    changes = {"seed": {"seed": 1}, "recipe": {"recipe": "pcr-no-relax-w8a8"}}
+    for name, change in changes.items():
+        _quantize(**change).save(tmp_path / name)
+    for name in ("out", *changes):
+        with pytest.raises(InputError, match="is not empty"):
+            check_target(tmp_path / name, tmp_path / "steps")
+
+
 @pytest.mark.parametrize(
     "differs, change",
     [

@@ -54,7 +54,7 @@ def _images(folder):
 
 def test_result_for_machines(bench, sd_artifact, tmp_path):
     ran = bench("--json", candidates=(f"ours={sd_artifact}",))
-    assert ran.code == 0 and ran.err == ""
+    assert ran.code == 0 and "4 of 4" in ran.err
     assert ran.json == json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert ran.json["schema"] == "halftone.qdiffbench/1"
     assert [one["name"] for one in ran.json["candidates"]] == ["ours"]
@@ -165,7 +165,7 @@ def test_another_candidate_can_join_in_the_same_folder(bench, sd_artifact, sd_fo
 def test_two_folders_of_images(folders, tmp_path):
     _paint(tmp_path / "a"), _paint(tmp_path / "b", seed=1)
     ran = folders("--json", candidates=("b", "a"))
-    assert ran.code == 0 and ran.err == ""
+    assert ran.code == 0
     other, same = (one["sets"]["images"] for one in ran.json["candidates"])
     assert same["psnr"]["mean"] == 100.0 and same["fid_to_fp"] <= 1e-3 and same["n"] == 5
     assert other["psnr"]["mean"] < 15.0 and other["fid_to_fp"] > 0.01
@@ -181,7 +181,7 @@ def test_two_folders_without_prompts_and_scores(folders, clip_folder, tmp_path):
 
 def test_wrong_folders(folders, tmp_path):
     _paint(tmp_path / "a"), _paint(tmp_path / "b", count=6)
-    assert "5 images and the candidate 6" in folders().sentence
+    assert "The image b/00005.png has no partner of its prompt and seed in a;" in folders().sentence
     assert "is not a folder of images" in folders(candidates=("none",)).sentence
     (tmp_path / "empty").mkdir()
     assert "has no images" in folders(candidates=("empty",)).sentence
@@ -254,7 +254,10 @@ def test_images_from_other_noise_are_told(bench, halftone, sd_folder, set_file, 
     assert halftone("generate", sd_folder, "--prompts", set_file, "--steps", 2, "--out", "made").code == 0
     results = bench("--json", "--num-images", 6, candidates=("made",)).json
     entries = [json.loads(line) for line in (tmp_path / "made" / "manifest.jsonl").read_text().splitlines()]
-    sample = {one["prompt"]: one["seed"] for one in results["candidates"][0]["sets"]["set"]["worst_pairs"]}
+    told = {one["prompt"]: one["seed"] for one in results["candidates"][0]["sets"]["set"]["worst_pairs"]}
+    assert told == {entry["prompt"]: entry["seed"] for entry in entries}
+    (manifest,) = tmp_path.glob("cache/**/manifest.jsonl")
+    sample = {one["prompt"]: one["seed"] for one in map(json.loads, manifest.read_text().splitlines())}
     differ = sum(sample[entry["prompt"]] != entry["seed"] for entry in entries)
     assert differ > 0 and any(f"{differ} of 6 images in made were painted" in text for text in results["warnings"])
     # painted with the sample's seeds, they are the reference's
@@ -267,3 +270,70 @@ def test_images_from_other_noise_are_told(bench, halftone, sd_folder, set_file, 
     results = bench("--json", "--num-images", 6, candidates=("made",)).json
     assert results["candidates"][0]["sets"]["set"]["psnr"]["mean"] == 100.0
     assert not any("another seed" in text for text in results["warnings"])
+
+
+def _rewrite(folder, change, names):
+    """Renames the images of a folder and changes the manifest's entries."""
+    entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for index, (entry, name) in enumerate(zip(entries, names, strict=True)):
+        (folder / entry["file"]).rename(folder / name)
+        entry.update({"file": name, **change(index)})
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)))
+
+
+def test_images_are_paired_by_name_or_prompt_and_never_by_order(folders, tmp_path):
+    def psnr(ran):
+        return ran.json["candidates"][0]["sets"]["images"]["psnr"]["mean"]
+
+    _paint(tmp_path / "a"), _paint(tmp_path / "b")
+    for path in (tmp_path / "b").glob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    (tmp_path / "b" / "manifest.jsonl").unlink()
+    assert psnr(folders("--json")) == 100.0  # by name
+    # by prompt: the names sort the other way round
+    _paint(tmp_path / "c")
+    _rewrite(tmp_path / "c", lambda index: {}, [f"{9 - i}.png" for i in range(5)])
+    assert psnr(folders("--json", candidates=("c",))) == 100.0
+    # the same names for other prompts
+    _paint(tmp_path / "d")
+    _rewrite(tmp_path / "d", lambda index: {}, [f"{i}.tmp.png" for i in range(5)])
+    _rewrite(tmp_path / "d", lambda index: {}, [f"{4 - i:05d}.png" for i in range(5)])
+    assert psnr(folders("--json", candidates=("d",))) == 100.0
+    # one prompt, told apart by seed
+    _paint(tmp_path / "e"), _paint(tmp_path / "f")
+    _rewrite(tmp_path / "e", lambda i: {"prompt": "a cube", "seed": i}, [f"{i}.png" for i in range(5)])
+    _rewrite(tmp_path / "f", lambda i: {"prompt": "a cube", "seed": i}, [f"{9 - i}.png" for i in range(5)])
+    ran = folders("--json", reference="e", candidates=("f",))
+    pairs = ran.json["candidates"][0]["sets"]["images"]["worst_pairs"]
+    assert psnr(ran) == 100.0 and [one["seed"] for one in pairs] == [0, 1, 2, 3, 4]
+    (tmp_path / "f" / "manifest.jsonl").unlink()
+    said = folders(reference="e", candidates=("f",)).sentence
+    assert "The image e/0.png has no partner of its name in f;" in said
+
+
+def test_unknown_seeds_are_not_invented(folders, tmp_path):
+    _paint(tmp_path / "a"), _paint(tmp_path / "b", seed=1)
+    ran = folders("--json")
+    assert all("seed" not in one for one in ran.json["candidates"][0]["sets"]["images"]["worst_pairs"])
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "#0" in page and "#0, seed" not in page
+
+
+@pytest.mark.parametrize(
+    "size, more, judge",
+    [
+        (64, (), "bundled:mini-clip"),
+        (65, (), "openai/clip-vit-large-patch14"),
+        (65, ("--clip", "mine"), "mine"),
+        (65, ("--features", "clip:mine"), "mine"),
+    ],
+)
+def test_the_small_clip_judges_small_images_only(size, more, judge, halftone, tmp_path, monkeypatch):
+    from halftone.qdiffbench import folders
+
+    asked = []
+    monkeypatch.setattr(folders, "compare_folders", lambda request, bar: asked.append(request))
+    _paint(tmp_path / "a", size=(size, 64))
+    assert halftone("bench", "a", "b", "--images", "--out", "out", *more).code == 0
+    assert asked[0].clip == judge and asked[0].features == (f"clip:{judge}",)

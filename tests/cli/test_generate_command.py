@@ -31,7 +31,7 @@ def _digests(folder):
 def test_files_are_named_by_index_whatever_the_prompt(generate, tmp_path):
     odd = ["a/b", "quotes \" and '", "😀", "two\nlines", "..", ""]
     ran = generate("--json", "--seed", 7, *(word for text in odd for word in ("--prompt", text)))
-    assert ran.code == 0 and ran.err == ""
+    assert ran.code == 0 and ran.err.splitlines()[-1] == f"painting: {len(odd)} of {len(odd)}"
     assert ran.json == {"out": str(tmp_path / "out"), "images": len(odd)}
     expected = [{"index": i, "prompt": odd[i], "seed": 7 + i, "file": f"{i:05d}.png"} for i in range(len(odd))]
     assert _manifest(tmp_path / "out") == expected
@@ -154,3 +154,15 @@ def test_damaged_artifact_paints_nothing(damage, generate, sd_artifact, tmp_path
 def _flipped(data):
     """One bit of the last tensor is the other way round."""
     return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_another_model_at_the_same_path_is_another_run(generate, sd_folder, sd_artifact, tmp_path):
+    source = shutil.copytree(sd_folder, tmp_path / "model")
+    assert generate("--prompt", "x", source=source).code == 0
+    assert generate("--prompt", "x", source=source).code == 0
+    before = _digests(tmp_path / "out")
+    for other in (save_folder(tiny_sd(seed=1), tmp_path / "other"), sd_artifact):
+        shutil.rmtree(source)
+        shutil.copytree(other, source)
+        assert "differs in: source_sha256" in generate("--prompt", "x", source=source).sentence
+    assert _digests(tmp_path / "out") == before

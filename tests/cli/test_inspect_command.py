@@ -73,6 +73,22 @@ def test_for_machines_and_for_people(halftone, sd_artifact):
         assert word in told.out
 
 
+def test_what_save_pretrained_wrote_is_read_too(halftone, sd_artifact, tmp_path):
+    library.load(sd_artifact).save_pretrained(tmp_path / "own")
+    own, whole = (halftone("inspect", folder, "--json").json for folder in (tmp_path / "own", sd_artifact))
+    assert (own["files_checked"], whole["files_checked"]) == (False, True)
+    for key in ("recipe", "slots", "layers", "left_out", "calibration", "average_activation_bits"):
+        assert own[key] == whole[key]
+    assert "not checked" in halftone("inspect", tmp_path / "own").out
+    assert "not checked" not in halftone("inspect", sd_artifact).out
+    assert halftone("card", tmp_path / "own").code == 0
+    path = tmp_path / "own" / "unet" / "config.json"
+    data = json.loads(path.read_text())
+    data["quantization_config"]["calibration"].pop("prompts")
+    path.write_text(json.dumps(data))
+    assert "lacks prompts" in halftone("inspect", tmp_path / "own").sentence
+
+
 def test_no_artifact(halftone, sd_folder, tmp_path):
     assert "is not a folder" in halftone("inspect", tmp_path / "none").sentence
     assert "no artifact of Halftone" in halftone("inspect", sd_folder).sentence
@@ -102,7 +118,10 @@ def test_every_truncated_file_is_noticed(halftone, copied):
                 assert path.name in halftone("inspect", copied).sentence
         path.write_bytes(data)
         lost = path.rename(path.with_name("lost"))
-        assert halftone("inspect", copied).sentence
+        if path.name == "halftone.json":  # then it is what a pipeline's own save_pretrained writes
+            assert "not checked" in halftone("inspect", copied).out
+        else:
+            assert halftone("inspect", copied).sentence
         lost.rename(path)
     assert halftone("inspect", copied).code == 0
 

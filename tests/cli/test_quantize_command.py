@@ -11,6 +11,7 @@ from pipelines import save_folder, tiny_sd
 from safetensors.torch import load_file, save_file
 
 import halftone as library
+from halftone.sources import content_sha256
 
 
 @pytest.fixture
@@ -29,9 +30,9 @@ def _recipe(tmp_path, text):
     return path
 
 
-def test_result_for_machines(quantize, tmp_path):
+def test_result_for_machines(quantize, sd_folder, tmp_path):
     ran = quantize("--json", steps=5)
-    assert ran.code == 0 and ran.err == ""
+    assert ran.code == 0 and ran.err.splitlines()[-1] == "calibrating: 5 of 5"
     facts = ran.json
     assert facts["recipe"] == "pcr-w8a8" and facts["weight_bits"] == 8
     assert facts["denoiser_passes_per_prompt"] == 10.0  # twice a step
@@ -40,6 +41,8 @@ def test_result_for_machines(quantize, tmp_path):
     assert facts["bytes"] == sum(path.stat().st_size for path in written)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.txt"]
     assert library.load(tmp_path / "out").unet is not None
+    record = json.loads((tmp_path / "out" / "halftone.json").read_text())["calibration"]
+    assert record["guidance_scale"] == 7.5 and record["source_sha256"] == content_sha256(sd_folder)
 
 
 def test_result_for_people_is_on_stderr(quantize):

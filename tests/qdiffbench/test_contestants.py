@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import torch
-from pipelines import tiny_sd
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from pipelines import save_folder, tiny_sd
 from torch import nn
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from halftone.errors import ArtifactError, InputError
 from halftone.qdiffbench import libraries
@@ -16,6 +18,7 @@ from halftone.qdiffbench.libraries import LIBRARIES, Library, check_scheme, quan
 from halftone.qdiffbench.model_facts import describe
 from halftone.qdiffbench.prompt_sets import prompt_set_of
 from halftone.qdiffbench.stored_weights import average_weight_bits, stored_bytes, wrapped_layers
+from halftone.sources import open_pipeline
 
 
 @pytest.mark.parametrize(
@@ -238,3 +241,15 @@ def test_torchao_says_where_it_does_nothing():
     pytest.importorskip("torchao.quantization")
     with pytest.raises(InputError, match=r"left every layer|could not apply"):
         quantize_on_the_fly(tiny_sd(), "torchao", "int4wo")
+
+
+def test_no_safety_checker_blackens_what_is_measured(tmp_path):
+    pipeline = tiny_sd()
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(projection_dim=8, vision_config={**vision, "image_size": 16, "patch_size": 8})
+    )
+    pipeline.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor(size=16, crop_size=16))
+    folder = save_folder(pipeline, tmp_path / "sd")
+    assert open_pipeline(folder).safety_checker is not None
+    assert Contestant.parse(str(folder)).open(torch.float32, "cpu").safety_checker is None

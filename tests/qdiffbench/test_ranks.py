@@ -63,6 +63,6 @@ def test_two_processes_give_the_results_of_one(sd_folder, sd_artifact, clip_fold
     assert _stable(one) == _stable(two)
     for records in (tmp_path / "two-cache").rglob("records-*.jsonl"):
         indices = [json.loads(line)["index"] for line in records.read_text().splitlines()]
-        assert indices == ([0, 2, 4] if records.name == "records-000.jsonl" else [1, 3])
-    assert len(list((tmp_path / "two-cache").rglob("records-001.jsonl"))) == 2  # the reference and its floor
+        assert indices == ([0, 2, 4] if records.name.startswith("records-000-") else [1, 3])
+    assert len(list((tmp_path / "two-cache").rglob("records-001-*.jsonl"))) == 2  # the reference and its floor
     assert (tmp_path / "two" / "report.html").is_file()

@@ -16,6 +16,7 @@ from halftone.errors import ArtifactError, InputError
 from halftone.kernels import kernel_report, select
 
 _FLOAT32_BYTES = 4
+_OF_THE_RECORD = {"prompts", "num_inference_steps", "scheduler", "denoiser_passes_per_prompt", "versions"}
 _TABLES = ("weight_scale", "input_scale", "input_zero_point", "input_num_bits")
 
 
@@ -26,7 +27,8 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
         ``artifact``, ``recipe`` (as a mapping), ``weight_bits``, ``average_activation_bits`` (over the denoiser calls
         of the calibrated trajectory), ``slots`` (timestep and bits of each), ``layers`` (names), ``left_out``
         (name -> reason), ``sizes`` (bytes; ``denoiser_ratio`` is to float32), ``calibration`` (the record),
-        ``kernels`` (what would run here).
+        ``kernels`` (what would run here), ``files_checked`` (False for a folder without halftone.json, as a pipeline's
+        own ``save_pretrained`` writes it: there is nothing to compare the files with).
 
     Raises:
         InputError: there is no such folder.
@@ -35,16 +37,21 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder that `halftone quantize` wrote.")
-    if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder} is no artifact of Halftone: it has no {MANIFEST}.")
-    manifest = read_manifest(folder)
-    check_files(folder)
+    has_manifest = (folder / MANIFEST).is_file()
+    manifest = read_manifest(folder) if has_manifest else {}
+    if has_manifest:
+        check_files(folder)
     component, config = _quantized_component(folder)
-    if manifest.get("calibration") != config.calibration:  # the only file that no digest covers is the manifest itself
+    if (
+        has_manifest and manifest.get("calibration") != config.calibration
+    ):  # the only file that no digest covers is the manifest itself
         raise ArtifactError(
             f"{folder / MANIFEST} is not what was saved: its calibration record differs from the denoiser's; copy the"
             " artifact again."
         )
+    lacking = sorted(_OF_THE_RECORD - set(config.calibration))
+    if lacking:
+        raise ArtifactError(f"The calibration record of {folder / component} lacks {', '.join(lacking)}.")
     slots = config.slots
     calls = [float(value) for value in config.calibration.get("timesteps", slots.timesteps)]
     bits = [slots.num_bits[slots.slot_of(value)] for value in calls]
@@ -59,8 +66,9 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
         "layers": list(config.layers),
         "left_out": dict(config.left_out),
         "sizes": _sizes(folder, component),
-        "calibration": manifest["calibration"],
+        "calibration": dict(config.calibration),
         "kernels": _kernels(sorted(set(slots.num_bits))),
+        "files_checked": has_manifest,
     }
 
 
@@ -73,6 +81,10 @@ def _quantized_component(folder: Path) -> tuple[str, HalftoneConfig]:
             raise ArtifactError(f"{path} cannot be read as JSON ({error}); copy the artifact again.") from error
         if isinstance(data, dict) and data.get("quant_method") == "halftone":
             return path.parent.name, HalftoneConfig.from_dict(data)
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{folder} is no artifact of Halftone: it has no {MANIFEST} and no component that Halftone quantized."
+        )
     raise ArtifactError(f"{folder} has a {MANIFEST} but no component that Halftone quantized; copy the artifact again.")
 
 

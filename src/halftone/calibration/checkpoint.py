@@ -40,7 +40,7 @@ class Checkpoint:
         if folder is None:
             return
         if is_unfinished(folder):
-            _check_same(folder / _SETTINGS, fingerprint)
+            _check_same(folder, fingerprint)
             return
         with output_errors(f"The checkpoint folder {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +109,19 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / _SETTINGS).is_file()
 
 
+def read_command(folder: Path) -> dict[str, Any]:
+    """The fingerprint of the command whose unfinished work is in the folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = folder / _SETTINGS
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged; delete the folder {path.parent} and run again.") from error
+
+
 def digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -128,15 +141,12 @@ def _check_empty(folder: Path) -> None:
         )
 
 
-def _check_same(path: Path, fingerprint: Mapping[str, Any]) -> None:
-    try:
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged; delete the folder {path.parent} and run again.") from error
+def _check_same(folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    stored = read_command(folder)
     wanted = json.loads(json.dumps(fingerprint))
     different = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
     if different:
         raise InputError(
-            f"{path.parent} holds the unfinished work of another command (it differs in: {', '.join(different)});"
+            f"{folder} holds the unfinished work of another command (it differs in: {', '.join(different)});"
             " run that command again to finish it, delete the folder, or choose another --out."
         )

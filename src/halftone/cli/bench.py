@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halftone.cli import options
-from halftone.cli.console import Progress, emit, progress, quiet_libraries, say, show_kernels
+from halftone.cli.console import emit, progress, quiet_libraries, say, show_kernels
 
 if TYPE_CHECKING:
     from halftone.qdiffbench.bench import BenchRequest
@@ -83,7 +82,8 @@ def bench(
     from halftone.report import markdown_table, write_page
     from halftone.report.outcome import page_of
 
-    usual = BUNDLED_CLIP if reference.startswith("bundled:") or images else LARGE_CLIP
+    named = next((one.removeprefix("clip:") for one in features or () if images and one.startswith("clip:")), None)
+    usual = named or _usual_clip(reference, images and clip in (None, NONE))
     judge = clip or usual
     request = BenchRequest(
         reference=reference,
@@ -103,11 +103,7 @@ def bench(
         noise_images=noise_images,
         commands=(shlex.join(["halftone", *sys.argv[1:]]),),
     )
-
-    def bar(what: str) -> AbstractContextManager[Progress]:
-        return progress(what, quiet=as_json or markdown)
-
-    outcome = compare_folders(request, bar) if images else run(request, bar)
+    outcome = compare_folders(request, progress) if images else run(request, progress)
     if outcome is None:
         return
     with output_errors(f"The report in {out}"):
@@ -119,6 +115,20 @@ def default_cache() -> Path:
     """``$HALFTONE_CACHE``, or a folder in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HALFTONE_CACHE") or Path(home) / "halftone") / "bench"
+
+
+def _usual_clip(reference: str, look: bool) -> str:
+    """The small bundled CLIP knows 64×64 pixels and little of the world: it judges bundled models' images alone.
+
+    Args:
+        look: whether the reference is a folder of images, whose size tells.
+    """
+    if not look:
+        return BUNDLED_CLIP if reference.startswith("bundled:") else LARGE_CLIP
+    from halftone.qdiffbench.foreign_images import all_images
+    from halftone.qdiffbench.gallery import read_image
+
+    return BUNDLED_CLIP if read_image(all_images(Path(reference)).paths[0]).shape[:2] == (64, 64) else LARGE_CLIP
 
 
 def _prompt_sets(given: list[str], images: bool) -> dict[str, str]:

@@ -102,12 +102,10 @@ def emit(data: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress(what: str, quiet: bool = False) -> Iterator[Progress]:
-    """A bar with remaining time on stderr; yields a function of (done, total). Silent where stderr is no terminal,
-    but for a line at every tenth."""
-    if quiet:
-        yield lambda done, total: None
-    elif sys.stderr.isatty():
+def progress(what: str) -> Iterator[Progress]:
+    """A bar with remaining time on stderr; yields a function of (done, total). Where stderr is no terminal, a
+    line at every tenth. Also with --json, since stdout is the result's alone: 2>/dev/null silences it."""
+    if sys.stderr.isatty():
         with _bar(what) as advance:
             yield advance
     else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from halftone.cli import options
-from halftone.cli.console import Progress, emit, progress, quiet_libraries, say, show_kernels
+from halftone.cli.console import emit, progress, quiet_libraries, say, show_kernels
 
 
 def demo(
@@ -31,12 +30,9 @@ def demo(
         show_kernels()
     from halftone.demo import DemoSettings, run_demo
 
-    def bar(what: str) -> AbstractContextManager[Progress]:
-        return progress(what, quiet=as_json)
-
     started = time.perf_counter()
     settings = DemoSettings(recipe=recipe, images=images, calibration_prompts=num_prompts, steps=steps)
-    finished = run_demo(out, settings, bar, None if as_json else say)
+    finished = run_demo(out, settings, progress, say)
     results = finished.outcome.results
     if as_json:
         emit(results.model_dump(mode="json", by_alias=True, exclude_none=True))

@@ -33,14 +33,27 @@ def generate(
         show_kernels()
     from halftone.generation import GenerationSettings
     from halftone.generation import generate as run
+    from halftone.sources import content_sha256
 
     texts = chosen_prompts(prompts, prompt, num_prompts)
     pipeline = options.open_source(source, dtype, device, scheduler)
     settings = GenerationSettings(
         num_inference_steps=steps, guidance_scale=guidance, seed=seed, **options.image_size(height, width)
     )
-    with progress("painting", quiet=as_json) as advance:
-        paths = run(pipeline, texts, out, settings, source=f"{source} ({dtype}, {device})", progress=advance)
+    warnings: list[str] = []
+    with progress("painting") as advance:
+        paths = run(
+            pipeline,
+            texts,
+            out,
+            settings,
+            source=f"{source} ({dtype}, {device})",
+            source_sha256=content_sha256(source),
+            progress=advance,
+            warn=warnings.append,
+        )
+    for warning in warnings:
+        say(f"Note: {warning}")
     if as_json:
         emit({"out": str(out), "images": len(paths)})
     else:

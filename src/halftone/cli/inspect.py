@@ -39,6 +39,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"calibrated   {calibration['prompts']} prompts, {calibration['num_inference_steps']} steps of "
         f"{calibration['scheduler']}, {calibration['denoiser_passes_per_prompt']:g} denoiser passes a prompt",
         f"with         {', '.join(f'{name} {version}' for name, version in calibration['versions'].items())}",
+        *([] if facts["files_checked"] else ["files        not checked: the folder has no halftone.json"]),
         "",
         "slots (timestep: activation bits)",
         *_wrapped([f"{slot['timestep']:g}: {slot['bits']}" for slot in facts["slots"]]),

@@ -81,7 +81,7 @@ def open_source(source: str, dtype: str, device: str, scheduler: str | None) -> 
     folder, numbers, place = resolve_folder(source), parse_dtype(dtype), parse_device(device)
     if (folder / MANIFEST).is_file():
         check_files(folder)
-    pipeline = open_pipeline(source, dtype=numbers, device=place)
+    pipeline = open_pipeline(source, dtype=numbers, device=place, progress_bar=False)
     if scheduler is not None:
         use_scheduler(pipeline, scheduler)
     return pipeline

@@ -47,13 +47,14 @@ def quantize(
     from halftone.quantization import check_target
     from halftone.quantization import quantize as run
     from halftone.recipe import Recipe
+    from halftone.sources import content_sha256
 
     chosen = Recipe.load(recipe)
     texts = read_prompts(prompts, limit=num_prompts)
     checkpoint = checkpoint_folder(out)
     check_target(out, checkpoint)
     pipeline = options.open_source(source, dtype, device, scheduler)
-    with progress("calibrating", quiet=as_json) as advance:
+    with progress("calibrating") as advance:
         result = run(
             pipeline,
             chosen,
@@ -64,7 +65,8 @@ def quantize(
             batch_size=batch_size,
             checkpoint_folder=checkpoint,
             progress=advance,
-            announce=None if as_json else say,
+            announce=say,
+            source_sha256=content_sha256(source),
             **options.image_size(height, width),
         )
     result.save(out)

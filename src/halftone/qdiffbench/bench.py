@@ -25,11 +25,14 @@ from halftone.qdiffbench.prompt_sets import PromptSet
 from halftone.qdiffbench.ranks import Ranks
 from halftone.qdiffbench.request import BenchRequest, ProgressBar, check_request, claim, sampled_prompts
 from halftone.qdiffbench.results import Candidate, Comparison, Gap, Model, NoiseFloor, PromptSetFacts, Results, Settings
+from halftone.qdiffbench.set_results import SetResult
+from halftone.qdiffbench.steps import Steps
 from halftone.qdiffbench.studio import Painted, Studio
 
 __all__ = ["RESULTS", "BenchOutcome", "BenchRequest", "bench", "load_judges"]
 
 RESULTS = "results.json"
+HUNDREDTHS = 100  # units of progress of a part whose own are not known
 COMPARED = ("psnr", "ssim", "ms_ssim", "lpips", "latent_error", "clip_score", "attribute_accuracy")
 GAPS = ("psnr", "ssim", "clip_score", "attribute_accuracy", "latent_error")
 
@@ -103,14 +106,15 @@ class _Measuring:
             for one in candidates
             for name, view in views.items()
         }
+        kept = [self._floor(kind, one, shown) for kind, one in floors.items()]
         results = Results(
             environment=describe_environment(self.request.device),
             settings=self._settings(shown),
             reference=_model(Model, reference, shown),
             candidates=tuple(self._candidate(one, painted[one.name], measured) for one in candidates),
-            noise_floor=tuple(self._floor(kind, one, shown) for kind, one in floors.items()),
+            noise_floor=tuple(floor for floor, _ in kept),
             comparisons=tuple(self._comparisons([one.name for one in candidates], measured)),
-            warnings=self._warnings(shown, painted, measured),
+            warnings=self._warnings(shown, painted, measured, [text for _, told in kept for text in told]),
         )
         pairs = {
             (one.name, name): list(zip(shown.sets[name].paths, painted[one.name].sets[name].paths, strict=True))
@@ -123,9 +127,13 @@ class _Measuring:
         return BenchOutcome(results, measured, pairs, self.prompts)
 
     def _warnings(
-        self, shown: Painted, painted: Mapping[str, Painted], measured: Mapping[tuple[str, str], Measured]
+        self,
+        shown: Painted,
+        painted: Mapping[str, Painted],
+        measured: Mapping[tuple[str, str], Measured],
+        of_floors: Sequence[str],
     ) -> tuple[str, ...]:
-        found = [text for one in measured.values() for text in one.warnings]
+        found = [*(text for one in measured.values() for text in one.warnings), *of_floors]
         for name, one in painted.items():
             ours, theirs = one.facts.get("scheduler_config"), shown.facts.get("scheduler_config")
             if ours and theirs and ours != theirs:
@@ -133,13 +141,18 @@ class _Measuring:
                 found.append(
                     f"The sampler of {name} is configured otherwise than the reference's: {', '.join(different)}."
                 )
+        if shown.is_older:
+            found.append(
+                "Images of the reference come from the cache: its times and memory were measured in an earlier run, so"
+                " compare them with care."
+            )
         if self.request.noise_floor and not shown.galleries:
             found.append("The reference is a folder of images, so it cannot be painted anew: there is no noise floor.")
         return tuple(dict.fromkeys(found))
 
     def _measure(self, view: ReferenceViews, images: ImageSet, label: str) -> Measured:
         with self.progress(label) as advance:
-            return measure(view, images, self.request.settings.seed, self.request.bootstrap_seed, advance)
+            return measure(view, images, self.request.bootstrap_seed, advance)
 
     def _candidate(self, one: Contestant, painted: Painted, measured: Mapping[tuple[str, str], Measured]) -> Candidate:
         sets = {name: measured[one.name, name].result for name in self.prompts}
@@ -152,19 +165,24 @@ class _Measuring:
         ]
         return _model(Candidate, one, painted, sets=sets, gaps=tuple(gaps))
 
-    def _floor(self, kind: str, painted: Painted, shown: Painted) -> NoiseFloor:
-        sets = {}
+    def _floor(self, kind: str, painted: Painted, shown: Painted) -> tuple[NoiseFloor, list[str]]:
+        """The floor, and what a reader must know of it."""
+        sets: dict[str, SetResult] = {}
+        told: list[str] = []
         for name, images in painted.sets.items():
             prompts = painted.galleries[name].prompts
             count = len(images.paths)
-            part = ImageSet(shown.sets[name].paths[:count])
+            part = ImageSet(shown.sets[name].paths[:count], keeps_features=bool(shown.galleries))
             view = ReferenceViews(self.judges, part, prompts)
-            sets[name] = self._measure(view, images, f"measuring noise floor ({kind}), {name}").result
+            measured = self._measure(view, images, f"measuring noise floor ({kind}), {name}")
+            sets[name] = measured.result
+            told += measured.warnings
         if kind == "dtype":
-            return NoiseFloor(
-                name=f"the reference in {painted.facts.get('dtype', 'another dtype')}", kind="dtype", sets=sets
-            )
-        return NoiseFloor(name="the reference from another initial noise", kind="seed", sets=sets)
+            title = f"the reference in {painted.facts.get('dtype', 'another dtype')}"
+            floor = NoiseFloor(name=title, kind="dtype", sets=sets)
+        else:
+            floor = NoiseFloor(name="the reference from another initial noise", kind="seed", sets=sets)
+        return floor, [f"Noise floor, {floor.name}: {text}" for text in told]
 
     def _comparisons(self, names: Sequence[str], measured: Mapping[tuple[str, str], Measured]) -> Iterator[Comparison]:
         seed = self.request.bootstrap_seed
@@ -178,8 +196,14 @@ class _Measuring:
                         yield _comparison(set_name, metric, a, b, difference)
                 main = next(iter(self.judges.extractors))
                 trio = first.features[main], second.features[main], first.reference_features[main]
-                yield _comparison(set_name, "fid_to_fp", a, b, frechet_difference(*trio, seed=seed))
-                yield _comparison(set_name, "kid_to_fp", a, b, kid_difference(*trio, seed=seed))
+                with self.progress(f"comparing {a} with {b}, {set_name}") as advance:
+                    steps = Steps(advance, 2 * HUNDREDTHS)
+                    with steps.part(HUNDREDTHS) as one:
+                        frechet = frechet_difference(*trio, seed=seed, progress=one)
+                    with steps.part(HUNDREDTHS):
+                        kernel = kid_difference(*trio, seed=seed)
+                yield _comparison(set_name, "fid_to_fp", a, b, frechet)
+                yield _comparison(set_name, "kid_to_fp", a, b, kernel)
 
     def _settings(self, shown: Painted) -> Settings:
         first = read_image(next(iter(shown.sets.values())).paths[0])
@@ -246,6 +270,6 @@ def _comparison(set_name: str, metric: str, a: str, b: str, difference: Differen
 
 def _model(kind: type[Any], one: Contestant, painted: Painted, **more: Any) -> Any:
     records = [record for gallery in painted.galleries.values() for record in gallery.records().values()]
-    facts = {name: value for name, value in painted.facts.items() if not name.startswith("scheduler")}
+    facts = {name: value for name, value in painted.facts.items() if name in kind.model_fields}
     facts["kernels"] = tuple(facts.get("kernels", ()))
     return kind(name=one.name, source=one.source, **facts, **(cost(records) if records else {}), **more)

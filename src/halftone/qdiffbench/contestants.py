@@ -16,12 +16,10 @@ from typing import Any
 
 from halftone.artifact.manifest import MANIFEST, check_files
 from halftone.errors import InputError
-from halftone.files import file_sha256
 from halftone.qdiffbench.libraries import LIBRARIES, check_scheme, library_version, quantize_on_the_fly
-from halftone.sources import open_pipeline, resolve_folder
+from halftone.sources import file_digests, open_pipeline, resolve_folder
 
 IMAGES_MANIFEST = "manifest.jsonl"
-_WHAT_MAKES_IMAGES = (".json", ".safetensors", ".txt", ".model")
 _SPEC = re.compile(r"^(?P<library>[a-z]+):(?P<scheme>[^@:]+)@(?P<source>.+)$")
 _NAME = re.compile(r"^(?P<name>[^=/\\]+)=(?P<rest>.+)$")
 
@@ -94,7 +92,8 @@ class Contestant:
             check_files(folder)
 
     def open(self, dtype: Any, device: Any) -> Any:
-        """The pipeline, quantized on the fly if a library is named.
+        """The pipeline, quantized on the fly if a library is named; without a safety checker, whose black images would
+        be measured as if the model had painted them.
 
         Raises:
             InputError: it cannot be opened.
@@ -103,7 +102,9 @@ class Contestant:
         folder = self.folder()
         if (folder / MANIFEST).is_file():
             check_files(folder)
-        pipeline = open_pipeline(folder, dtype=dtype, device=device)
+        pipeline = open_pipeline(folder, dtype=dtype, device=device, progress_bar=False)
+        if getattr(pipeline, "safety_checker", None) is not None:
+            pipeline.safety_checker = None
         if self.library:
             quantize_on_the_fly(pipeline, self.library, self.scheme)
         return pipeline
@@ -114,9 +115,7 @@ class Contestant:
 
     @cached_property
     def _sha256(self) -> str:
-        folder = self.folder()
-        names = sorted(path for path in folder.rglob("*") if path.suffix in _WHAT_MAKES_IMAGES)
-        digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in names}
+        digests = file_digests(self.folder())
         applied = [self.library, self.scheme, library_version(self.library) if self.library else ""]
         return hashlib.sha256(json.dumps([digests, *applied], sort_keys=True).encode()).hexdigest()
 

@@ -9,7 +9,7 @@ from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
 from halftone.qdiffbench.bench import RESULTS, BenchOutcome, BenchRequest, load_judges
 from halftone.qdiffbench.environment import describe_environment
-from halftone.qdiffbench.foreign_images import MANIFEST, all_images, read_manifest
+from halftone.qdiffbench.foreign_images import MANIFEST, all_images, partners, read_manifest
 from halftone.qdiffbench.gallery import read_image
 from halftone.qdiffbench.measure import ImageSet, ReferenceViews, measure
 from halftone.qdiffbench.prompt_sets import PromptSet, prompt_set_of
@@ -21,7 +21,7 @@ SET = "images"
 
 
 def compare_folders(request: BenchRequest, progress: ProgressBar, ranks: Ranks | None = None) -> BenchOutcome | None:
-    """Compares each candidate folder with the reference folder, image by image in the order of their names.
+    """Compares each candidate folder with the reference folder, image by image (see `partners`).
 
     With a ``manifest.jsonl`` in the reference folder its prompts are known, and text matching is measured too.
 
@@ -41,11 +41,11 @@ def compare_folders(request: BenchRequest, progress: ProgressBar, ranks: Ranks |
     names = [Path(text).name or text for text in request.candidates]
     if len(set(names)) != len(names):
         names = list(request.candidates)
-    sets = [all_images(Path(text)) for text in request.candidates]
+    sets = [partners(reference, Path(text)) for text in request.candidates]
     measured = {}
     for name, images in zip(names, sets, strict=True):
         with progress(f"measuring {name}") as advance:
-            measured[name, SET] = measure(view, images, 0, request.bootstrap_seed, advance)
+            measured[name, SET] = measure(view, images, request.bootstrap_seed, advance)
     shape = read_image(reference.paths[0]).shape
     known = prompts if prompts is not None else prompt_set_of(SET, [path.name for path in reference.paths])
     facts = PromptSetFacts(source=request.reference, sha256=known.sha256, n=len(reference.paths))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
 
 
 def all_images(folder: Path) -> ImageSet:
-    """All images of a folder, by name.
+    """All images of a folder, by name; their seeds are those of its manifest, if it has one.
 
     Raises:
         InputError: there is no such folder, or no image in it.
@@ -66,7 +67,76 @@ def all_images(folder: Path) -> ImageSet:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise InputError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}).")
-    return ImageSet(paths)
+    return ImageSet(paths, seeds=[entry.get("seed") for entry in _entries_of(folder, paths)])
+
+
+def partners(reference: ImageSet, folder: Path) -> ImageSet:
+    """All images of a folder in the order of the reference's, each beside the one that it is compared with.
+
+    They are paired by file name without its ending where the folders have the same ones and no prompts speak against
+    it; else by prompt, and by seed where both give it, if both have manifests.
+
+    Raises:
+        InputError: an image has no partner; says which. Or a folder or manifest cannot be used.
+    """
+    images, home = all_images(folder), reference.paths[0].parent
+    ours, theirs = _entries_of(home, reference.paths), _entries_of(folder, images.paths)
+    by_stem = {path.stem: index for index, path in enumerate(images.paths)}
+    stems = [path.stem for path in reference.paths]
+    is_bijective = len(by_stem) == len(images.paths) == len(stems) and set(stems) == set(by_stem)
+    known = all("prompt" in entry for entry in (*ours, *theirs))
+    order: list[int | None]
+    if is_bijective and not (
+        known and any(a["prompt"] != theirs[by_stem[s]]["prompt"] for s, a in zip(stems, ours, strict=True))
+    ):
+        order, how = [by_stem[stem] for stem in stems], ""
+    elif known:
+        order, how = _by_prompt(ours, theirs), "of its prompt and seed"
+    else:
+        order, how = _by_name(stems, [path.stem for path in images.paths]), "of its name"
+    lonely = [(path, folder) for path, index in zip(reference.paths, order, strict=True) if index is None]
+    lonely += [(path, home) for index, path in enumerate(images.paths) if index not in order]
+    if lonely:
+        path, other = lonely[0]
+        raise InputError(
+            f"The image {path} has no partner {how} in {other}; give both folders the same file names, or a {MANIFEST}"
+            " with prompt, file and seed of each image."
+        )
+    chosen = [index for index in order if index is not None]
+    return ImageSet([images.paths[i] for i in chosen], seeds=[images.seeds[i] for i in chosen])
+
+
+def _entries_of(folder: Path, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the folder's manifest says of each image; an empty entry where it says nothing."""
+    if not (folder / MANIFEST).is_file():
+        return [{} for _ in paths]
+    by_file = {os.path.normpath(entry["file"]): entry for entry in read_manifest(folder)}
+    return [by_file.get(path.name, {}) for path in paths]
+
+
+def _by_prompt(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> list[int | None]:
+    """Of each of our entries the index of their one of the same prompt; equal seeds first, never different ones."""
+    free: dict[str, list[int]] = {}
+    for index, entry in enumerate(theirs):
+        free.setdefault(entry["prompt"], []).append(index)
+    found: list[int | None] = [None] * len(ours)
+    for is_exact in (True, False):
+        for position, entry in enumerate(ours):
+            if found[position] is not None:
+                continue
+            seed, rest = entry.get("seed"), free.get(entry["prompt"], [])
+            seeds = {index: theirs[index].get("seed") for index in rest}
+            fits = [i for i in rest if (seed == seeds[i] if is_exact else None in (seed, seeds[i]))]
+            if fits:
+                found[position] = fits[0]
+                rest.remove(fits[0])
+    return found
+
+
+def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:
+    """Of each of our names the index of the same one of theirs, each used once."""
+    free = {name: index for index, name in reversed(list(enumerate(theirs)))}
+    return [free.pop(name, None) for name in ours]
 
 
 def _entry(path: Path, number: int, line: str) -> dict[str, Any]:

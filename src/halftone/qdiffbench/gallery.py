@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
@@ -21,9 +20,10 @@ from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
 from halftone.generation import GenerationSettings, paint
 from halftone.qdiffbench.fidelity import latent_error
+from halftone.qdiffbench.memory import MemoryWatch
 from halftone.qdiffbench.prompt_sets import PromptSet
 from halftone.qdiffbench.ranks import Ranks
-from halftone.qdiffbench.records import SETTINGS, ImageRecord, append, check_settings, file_name, read_all
+from halftone.qdiffbench.records import SETTINGS, ImageRecord, append, check_settings, file_name, read_all, records_name
 
 #: So many images of a set are followed step by step: their latents are what takes room on the disk.
 FOLLOWED = 256
@@ -60,11 +60,14 @@ class Gallery:
         ranks: Ranks,
         progress: Progress,
         reference: Gallery | None = None,
-    ) -> None:
+    ) -> bool:
         """Paints what is missing of this rank's share; opens the pipeline only if something is.
 
         Args:
             reference: whose kept latents the followed images are compared with, step by step.
+
+        Returns:
+            Whether an earlier run had painted some of the share.
 
         Raises:
             InputError: the folder was begun with other settings.
@@ -73,19 +76,20 @@ class Gallery:
         check_settings(self.folder, self.identity)
         with output_errors(f"The folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if ranks.is_first:  # two would write one temporary file
-                write_atomically(self.folder / SETTINGS, json.dumps(self.identity, indent=2) + "\n")
-                write_atomically(self.folder / IMAGES_MANIFEST, self._manifest())
+            if ranks.is_first:
+                write_atomically(self.folder / SETTINGS, json.dumps(self.identity, indent=2) + "\n", shared=True)
+                write_atomically(self.folder / IMAGES_MANIFEST, self._manifest(), shared=True)
         wanted, share = self.missing(ranks), len(ranks.mine(len(self.prompts.entries)))
         if not wanted:
             progress(share, share)
-            return
+            return share > 0
         pipeline = open_pipeline()
         for done, index in enumerate(wanted, start=1):
             record = self._paint_one(pipeline, index, reference, first=done == 1)
             with output_errors(f"The record of the image {self.folder / file_name(index)}"):
-                append(self.folder / f"records-{ranks.rank:03d}.jsonl", record)
+                append(self.folder / records_name(ranks.rank), record)
             progress(share - len(wanted) + done, share)
+        return len(wanted) < share
 
     def records(self) -> dict[int, ImageRecord]:
         """Of all images, by index.
@@ -121,22 +125,24 @@ class Gallery:
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def _paint_one(self, pipeline: Any, index: int, reference: Gallery | None, first: bool) -> ImageRecord:
-        watch = _StepWatch(followed=index < FOLLOWED)
+        memory = MemoryWatch(torch.device(getattr(pipeline, "device", "cpu")))
+        watch = _StepWatch(index < FOLLOWED, memory)
         prompt, seed = self.prompts.entries[index].prompt, self.seed_of(index)
-        start = time.perf_counter()
-        image = paint(pipeline, prompt, seed, self.settings, watch.on_step)
-        seconds = time.perf_counter() - start
+        with memory:
+            start = time.perf_counter()
+            image = paint(pipeline, prompt, seed, self.settings, watch.on_step)
+            seconds = time.perf_counter() - start
         drift: tuple[float, ...] = ()
         expected = reference.latents(index) if reference is not None and watch.latents else None
         if expected is not None:
             drift = _drift(torch.stack(watch.latents), expected)
         with output_errors(f"The image {self.folder / file_name(index)}"):
             if self.keep_latents and watch.latents:
-                write_atomically(self._latents_path(index), save({"latents": torch.stack(watch.latents)}))
+                write_atomically(self._latents_path(index), save({"latents": torch.stack(watch.latents)}), shared=True)
             data = io.BytesIO()
             image.save(data, format="PNG")
-            write_atomically(self.folder / file_name(index), data.getvalue())
-        return ImageRecord(index, seconds, watch.median_seconds(seconds), watch.memory, drift, first)
+            write_atomically(self.folder / file_name(index), data.getvalue(), shared=True)
+        return ImageRecord(index, seconds, watch.median_seconds(seconds), memory.peak, drift, first)
 
     def _latents_path(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
@@ -145,30 +151,22 @@ class Gallery:
 class _StepWatch:
     """Looks at every sampler step of one image."""
 
-    def __init__(self, followed: bool) -> None:
-        self.followed = followed
+    def __init__(self, followed: bool, memory: MemoryWatch) -> None:
+        self.followed, self.memory = followed, memory
         self.latents: list[torch.Tensor] = []
-        self.memory = 0
         self._times = [time.perf_counter()]
 
     def on_step(self, step: int, latents: torch.Tensor) -> None:
         if self.followed:
             # float16 halves the room; its rounding (5e-4) is the same for equal latents
             self.latents.append(latents.detach().to("cpu", torch.float16)[0])
-        self.memory = max(self.memory, memory_in_use(latents.device))
+        self.memory.look()
         self._times.append(time.perf_counter())
 
     def median_seconds(self, whole: float) -> float:
         """Of a step; of the first one only the later ones tell, since it includes encoding the text."""
         spans = np.diff(self._times)[1:]
         return float(np.median(spans)) if len(spans) else whole
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes: on an accelerator the most that torch has allocated, else what the process occupies."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:

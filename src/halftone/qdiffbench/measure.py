@@ -15,6 +15,7 @@ from halftone.qdiffbench.clip_model import ClipModel
 from halftone.qdiffbench.differences import paired_difference
 from halftone.qdiffbench.directions import higher_is_better
 from halftone.qdiffbench.distribution_intervals import frechet_interval, kid_interval
+from halftone.qdiffbench.feature_files import keep_features, kept_features
 from halftone.qdiffbench.features import Extractor
 from halftone.qdiffbench.fidelity import ms_ssim, ms_ssim_fits, psnr, ssim
 from halftone.qdiffbench.gallery import read_image
@@ -25,6 +26,7 @@ from halftone.qdiffbench.moments import too_few_images
 from halftone.qdiffbench.perceptual import Lpips
 from halftone.qdiffbench.prompt_sets import PromptSet
 from halftone.qdiffbench.set_results import Distances, KidSubsets, Mean, SetResult, StepDrift, Summary, WorstPair
+from halftone.qdiffbench.steps import Steps
 
 IMAGES_AT_ONCE = 64
 WORST_PAIRS = 10
@@ -34,6 +36,10 @@ FEWEST_IMAGES = 4  # a half-sample needs two images
 Values = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress is shown."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,13 @@ class ImageSet:
         paths: of the image files.
         drift: of each image the latent error after each step; empty where it was not followed.
         seeds: of each image's initial noise, None where it is unknown; empty where none is known.
+        keeps_features: whether features may be kept beside them: not in a folder that somebody else made.
     """
 
     paths: Sequence[Path]
     drift: Sequence[tuple[float, ...]] = ()
     seeds: Sequence[int | None] = ()
+    keeps_features: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Measured:
         reference_features: the same of the reference's images.
         result: the record.
         warnings: sentences for the reader.
+        seeds: of the candidate's images, as in its `ImageSet`.
     """
 
     values: Mapping[str, Values]
@@ -84,6 +93,7 @@ class Measured:
     reference_features: Mapping[str, Features]
     result: SetResult
     warnings: tuple[str, ...] = ()
+    seeds: Sequence[int | None] = ()
 
 
 @dataclass
@@ -96,10 +106,10 @@ class ReferenceViews:
     _features: dict[str, Features] = field(default_factory=dict)
     _texts: Features | None = None
 
-    def features(self, name: str) -> Features:
+    def features(self, name: str, progress: Progress = _silent) -> Features:
         """(n, d) of the extractor of that name, or of the score's CLIP under ``""``."""
         if name not in self._features:
-            self._features[name] = extract(_extractor(self.judges, name), self.images.paths)
+            self._features[name] = extract(_extractor(self.judges, name), self.images, progress)
         return self._features[name]
 
     def texts(self) -> Features:
@@ -110,25 +120,34 @@ class ReferenceViews:
         return self._texts
 
 
-def measure(
-    reference: ReferenceViews, candidate: ImageSet, image_seed: int, bootstrap_seed: int, progress: Progress
-) -> Measured:
-    """All metrics of a candidate on one prompt set; image i has the initial noise of ``image_seed + i``.
+def measure(reference: ReferenceViews, candidate: ImageSet, bootstrap_seed: int, progress: Progress) -> Measured:
+    """All metrics of a candidate on one prompt set.
 
     Raises:
         InputError: other numbers or sizes of images, a single one, or one that cannot be read; says which.
     """
     pairs = _checked_pairs(reference.images, candidate)
     judges = reference.judges
-    values: dict[str, Values] = dict(_paired_values(pairs, judges.lpips, progress))
+    count = len(pairs)
+    # images, and as much for a distance's bootstrap, which takes about as long as features of as many images
+    steps = Steps(progress, count * (1 + 3 * len(judges.extractors) + 2 * _scores_alone(reference)))
+    with steps.part(count) as one:
+        values: dict[str, Values] = dict(_paired_values(pairs, judges.lpips, one))
     drift = [steps for steps in candidate.drift if steps]
     if drift:
         values["latent_error"] = np.asarray([steps[-1] for steps in drift])
-    features = {name: extract(extractor, candidate.paths) for name, extractor in judges.extractors.items()}
-    references = {name: reference.features(name) for name in judges.extractors}
-    words = _matching(reference, candidate, features)
+    features, references = {}, {}
+    for name, extractor in judges.extractors.items():
+        with steps.part(count) as one:
+            features[name] = extract(extractor, candidate, one)
+        with steps.part(count) as one:
+            references[name] = reference.features(name, one)
+    words = _matching(reference, candidate, features, steps)
     values |= {name: column for name, column in words.items() if not name.endswith("_reference")}
-    distances = {name: _distances(features[name], references[name], bootstrap_seed) for name in features}
+    distances = {}
+    for name in features:
+        with steps.part(count) as one:
+            distances[name] = _distances(features[name], references[name], bootstrap_seed, one)
     main, *others = distances
     fields: dict[str, Any] = dict(distances[main]) | _word_fields(words, bootstrap_seed)
     for name in ("psnr", "ssim", "ms_ssim", "lpips", "latent_error"):
@@ -140,21 +159,26 @@ def measure(
         **fields,
         drift=_drift(drift, bootstrap_seed),
         other_features={name: distances[name] for name in others},
-        worst_pairs=_worst(values["psnr"], reference.prompts, image_seed),
+        worst_pairs=_worst(values["psnr"], reference.prompts, candidate.seeds),
     )
     few = [too_few_images(len(pairs), judges.extractors[name].dimension) for name in distances]
     warnings = [*few, _other_noise(reference.images, candidate)]
-    return Measured(values, features, references, result, tuple(sentence for sentence in warnings if sentence))
+    return Measured(values, features, references, result, tuple(filter(None, warnings)), candidate.seeds)
 
 
-def extract(extractor: Extractor, paths: Sequence[Path]) -> Features:
-    """(n, d) float32 of image files, of which only IMAGES_AT_ONCE are in memory."""
+def extract(extractor: Extractor, images: ImageSet, progress: Progress = _silent) -> Features:
+    """(n, d) float32 of image files, of which only IMAGES_AT_ONCE are in memory; kept ones are read instead."""
+    paths = images.paths
     features = np.empty((len(paths), extractor.dimension), np.float32)
     for start in range(0, len(paths), IMAGES_AT_ONCE):
         part = paths[start : start + IMAGES_AT_ONCE]
-        features[start : start + len(part)] = extractor.extract(
-            [read_image(path) for path in part], [str(path) for path in part]
-        )
+        kept = kept_features(extractor, part) if images.keeps_features else None
+        if kept is None:
+            kept = extractor.extract([read_image(path) for path in part], [str(path) for path in part])
+            if images.keeps_features:
+                keep_features(extractor, part, kept)
+        features[start : start + len(part)] = kept
+        progress(start + len(part), len(paths))
     return features
 
 
@@ -214,14 +238,31 @@ def _paired_values(
             yield name, np.asarray(column)
 
 
-def _matching(reference: ReferenceViews, candidate: ImageSet, features: Mapping[str, Features]) -> dict[str, Values]:
+def _shared(judges: Judges) -> str | None:
+    """The extractor that is the score's CLIP too."""
+    return next((name for name, one in judges.extractors.items() if one is judges.clip_extractor), None)
+
+
+def _scores_alone(reference: ReferenceViews) -> bool:
+    """Whether the scores need features of their own."""
+    return reference.judges.clip is not None and reference.prompts is not None and _shared(reference.judges) is None
+
+
+def _matching(
+    reference: ReferenceViews, candidate: ImageSet, features: Mapping[str, Features], steps: Steps
+) -> dict[str, Values]:
     """CLIP scores and attribute hits by prompt, of the candidate and, under ``…_reference``, of the reference."""
     judges, prompts = reference.judges, reference.prompts
     if judges.clip is None or prompts is None:
         return {}
-    shared = next((name for name, one in judges.extractors.items() if one is judges.clip_extractor), None)
-    theirs = reference.features(shared or "")
-    ours = features[shared] if shared is not None else extract(_extractor(judges, ""), candidate.paths)
+    shared = _shared(judges)
+    if shared is not None:
+        ours, theirs = features[shared], reference.features(shared)
+    else:
+        with steps.part(len(candidate.paths)) as one:
+            ours = extract(_extractor(judges, ""), candidate, one)
+        with steps.part(len(candidate.paths)) as one:
+            theirs = reference.features("", one)
     words = {
         "clip_score": clip_scores(ours, reference.texts()),
         "clip_score_reference": clip_scores(theirs, reference.texts()),
@@ -241,9 +282,9 @@ def _word_fields(words: Mapping[str, Values], seed: int) -> dict[str, Any]:
     return fields
 
 
-def _distances(ours: Features, theirs: Features, seed: int) -> Distances:
+def _distances(ours: Features, theirs: Features, seed: int, progress: Progress) -> Distances:
     n = len(ours)
-    fid = frechet_interval(ours, theirs, seed=seed)
+    fid = frechet_interval(ours, theirs, seed=seed, progress=progress)
     kid = kid_interval(ours, theirs, seed=seed)
     subsets = kid_over_subsets(ours, theirs, paired=True, size=KID_SUBSET, seed=seed) if n > KID_SUBSET else None
     return Distances(
@@ -271,7 +312,8 @@ def _drift(followed: Sequence[tuple[float, ...]], seed: int) -> tuple[StepDrift,
     )
 
 
-def _worst(values: Values, prompts: PromptSet | None, seed: int) -> tuple[WorstPair, ...]:
+def _worst(values: Values, prompts: PromptSet | None, seeds: Sequence[int | None]) -> tuple[WorstPair, ...]:
     order = sorted(range(len(values)), key=lambda index: (values[index], index))[:WORST_PAIRS]
     texts = prompts.prompts if prompts is not None else [""] * len(values)
-    return tuple(WorstPair(index=i, prompt=texts[i], seed=seed + i, psnr=float(values[i])) for i in order)
+    known = seeds or [None] * len(values)
+    return tuple(WorstPair(index=i, prompt=texts[i], seed=known[i], psnr=float(values[i])) for i in order)

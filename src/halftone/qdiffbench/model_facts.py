@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from halftone.qdiffbench.results import KernelUse, Seconds
 from halftone.qdiffbench.stored_weights import average_weight_bits, stored_bytes, wrapped_layers
 
 
-def describe(pipeline: Any, folder: Path | None, library: str = "", scheme: str = "") -> dict[str, Any]:
+def describe(
+    pipeline: Any, folder: Path | None, library: str = "", scheme: str = "", timesteps: Sequence[float] = ()
+) -> dict[str, Any]:
     """Fields of a `Model` record that follow from the pipeline, JSON-ready.
 
     Args:
         folder: of the model's files; None if it was quantized on the fly and has none.
         library, scheme: what quantized it on the fly, or empty.
+        timesteps: with which the denoiser was called for an image; without them the bits of an artifact's activations
+            and its kernels are not known.
     """
     denoiser = find_denoiser(pipeline)
     config = artifact_config(pipeline)
@@ -35,8 +39,8 @@ def describe(pipeline: Any, folder: Path | None, library: str = "", scheme: str 
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "size_bytes": size if size else stored_bytes(denoiser.module),
         "avg_weight_bits": average_weight_bits(denoiser.module),
-        "avg_activation_bits": _activation_bits(pipeline, config, library, scheme),
-        "kernels": [use.model_dump() for use in _kernels(pipeline, config, library, scheme)],
+        "avg_activation_bits": _activation_bits(pipeline, config, library, scheme, timesteps),
+        "kernels": [use.model_dump() for use in _kernels(pipeline, config, library, scheme, timesteps)],
     }
 
 
@@ -56,7 +60,7 @@ def cost(records: Iterable[ImageRecord]) -> dict[str, Any]:
     return {
         "seconds_per_image": seconds_of(record.seconds for record in warm),
         "seconds_per_step": seconds_of(record.step_seconds for record in warm),
-        "peak_memory_bytes": max((record.memory_bytes for record in all_records), default=None),
+        "peak_memory_bytes": max((one.memory_bytes for one in all_records if one.memory_bytes), default=None),
     }
 
 
@@ -64,16 +68,16 @@ def _file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _activation_bits(pipeline: Any, config: Any, library: str, scheme: str) -> float:
+def _activation_bits(pipeline: Any, config: Any, library: str, scheme: str, timesteps: Sequence[float]) -> float | None:
     if config is None:
         narrow = LIBRARIES[library].integer_schemes.get(scheme) if library else None
         return float(narrow if narrow is not None else torch.finfo(pipeline.dtype).bits)
     slots = config.slots
-    calls = config.calibration.get("timesteps", slots.timesteps)
-    return sum(slots.num_bits[slots.slot_of(float(value))] for value in calls) / len(calls)
+    bits = [slots.num_bits[slots.slot_of(value)] for value in timesteps]
+    return sum(bits) / len(bits) if bits else None
 
 
-def _kernels(pipeline: Any, config: Any, library: str, scheme: str) -> list[KernelUse]:
+def _kernels(pipeline: Any, config: Any, library: str, scheme: str, timesteps: Sequence[float]) -> list[KernelUse]:
     module = find_denoiser(pipeline).module
     if library:
         integer = scheme in LIBRARIES[library].integer_schemes
@@ -85,7 +89,9 @@ def _kernels(pipeline: Any, config: Any, library: str, scheme: str) -> list[Kern
     layers = [layer for _, layer in quantized_layers(module)]
     device = next(module.parameters()).device.type
     uses = []
-    for timestep, bits in zip(config.slots.timesteps, config.slots.num_bits, strict=True):
+    slots = config.slots
+    for slot in dict.fromkeys(slots.slot_of(value) for value in timesteps):
+        timestep, bits = slots.timesteps[slot], slots.num_bits[slot]
         for name, count in _names(layers, device, bits).items():
             uses.append(
                 KernelUse(timestep=timestep, activation_bits=bits, kernel=name, execution="integer", layers=count)

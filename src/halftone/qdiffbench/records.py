@@ -22,7 +22,7 @@ class ImageRecord:
         index: position in the sample of the prompt set; its file is ``{index:05d}.png``.
         seconds: wall time of the pipeline's call, s.
         step_seconds: median wall time of a sampler step, s.
-        memory_bytes: most memory in use at a step's end.
+        memory_bytes: most memory in use while it was painted; None if that is unknown.
         drift: relative latent error to the reference after each step; empty if it was not followed.
         first: whether it was the first one of its process, which warms up and is left out of the timing.
     """
@@ -30,7 +30,7 @@ class ImageRecord:
     index: int
     seconds: float
     step_seconds: float
-    memory_bytes: int
+    memory_bytes: int | None
     drift: tuple[float, ...] = ()
     first: bool = False
 
@@ -38,6 +38,11 @@ class ImageRecord:
 def file_name(index: int) -> str:
     """Of an image in its folder."""
     return f"{index:05d}.png"
+
+
+def records_name(rank: int) -> str:
+    """Of the file that this process alone writes: benchmarks may share a folder at the same time."""
+    return f"records-{rank:03d}-{os.getpid()}.jsonl"
 
 
 def append(path: Path, record: ImageRecord) -> None:

@@ -101,7 +101,9 @@ class WorstPair(Record):
 
     index: int = Field(ge=0, description="Position in the sample of the prompt set.")
     prompt: str = Field(description="The prompt.")
-    seed: int = Field(description="Seed of the initial noise.")
+    seed: int | None = Field(
+        default=None, description="Seed of the candidate image's initial noise; absent where it is unknown."
+    )
     psnr: float = Field(description="PSNR in dB; higher is better.")
 
 

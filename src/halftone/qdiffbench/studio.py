@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from halftone.denoiser import find_denoiser, timestep_of
 from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
-from halftone.generation import GenerationSettings
+from halftone.generation import GenerationSettings, paint
 from halftone.kernels.registry import ENVIRONMENT_VARIABLE
 from halftone.qdiffbench.contestants import Contestant
 from halftone.qdiffbench.environment import library_versions, processor_name
 from halftone.qdiffbench.foreign_images import foreign_image_set
-from halftone.qdiffbench.gallery import Gallery
+from halftone.qdiffbench.gallery import Gallery, Progress
 from halftone.qdiffbench.measure import ImageSet
+from halftone.qdiffbench.memory import forget_peak
 from halftone.qdiffbench.model_facts import describe
 from halftone.qdiffbench.ranks import Ranks
 from halftone.qdiffbench.request import BenchRequest, ProgressBar, Prompts
@@ -38,12 +42,14 @@ class Painted:
         facts: fields of its `Model` record; empty for a folder of images.
         galleries: where the images lie; empty for a folder of images.
         identity: hash of all that determines the images; empty for a folder of images.
+        is_older: whether an earlier run painted some of them, and took its times.
     """
 
     sets: Mapping[str, ImageSet]
     facts: Mapping[str, Any]
     galleries: Mapping[str, Gallery]
     identity: str = ""
+    is_older: bool = False
 
 
 class Studio:
@@ -87,7 +93,7 @@ class Studio:
         folder = root / _hash(base)[:16]
         expected = reference.facts.get("scheduler") if reference is not None else None
         opener = _Opener(one, self.request, dtype, folder, self.ranks, expected)
-        galleries = {}
+        galleries, is_older = {}, False
         for name, part in self.sets.items():
             sample = part.sample if limit is None else part.first(limit)
             # One folder for any number of prompts: a longer benchmark goes on where a shorter one ended.
@@ -96,11 +102,12 @@ class Studio:
             gallery = Gallery(place, identity, sample, settings, keep_latents=reference is None)
             with self.progress(f"painting {label}, {name}") as advance:
                 followed = reference.galleries.get(name) if reference is not None else None
-                gallery.paint(opener.open, self.ranks, advance, followed)
+                is_older |= gallery.paint(opener.open, self.ranks, opener.listening(advance), followed)
             galleries[name] = gallery
         self.ranks.wait()
         sets = {name: _image_set(gallery) for name, gallery in galleries.items()}
-        return Painted(sets, opener.facts(), galleries, _hash(base))
+        example = next(iter(galleries.values()))
+        return Painted(sets, opener.facts(example), galleries, _hash(base), is_older)
 
     def paint_floor(self, reference: Contestant, kind: str, shown: Painted) -> Painted:
         """The reference once more, in another dtype or from other noise."""
@@ -129,6 +136,8 @@ class Studio:
         }
 
 
+FACTS = "facts.json"
+TIMESTEPS = "denoiser_timesteps"
 OTHER_SEED = 1_000_003  # far from any index, so that no two images of a set share their noise
 
 
@@ -147,6 +156,8 @@ class _Opener:
         self.one, self.request, self.dtype, self.folder, self.ranks = one, request, dtype, folder, ranks
         self.scheduler = scheduler
         self._pipeline: Any = None
+        self._timesteps: list[float] = []
+        self._ear: RemovableHandle | None = None
 
     def open(self) -> Any:
         """The pipeline.
@@ -164,27 +175,64 @@ class _Opener:
                     f"{self.one.source} samples with {sampler} and the reference with {self.scheduler};"
                     " give --scheduler to use one for all."
                 )
-            if self.ranks.is_first:
-                self._keep(self._pipeline)
+            forget_peak(self.request.device)
+            denoiser = find_denoiser(self._pipeline).module
+            self._ear = denoiser.register_forward_pre_hook(self._listen, with_kwargs=True)
         return self._pipeline
 
-    def facts(self) -> Mapping[str, Any]:
-        path = self.folder / "facts.json"
-        if not path.is_file() and self.ranks.is_first:
-            self._keep(self.open())
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    def listening(self, progress: Progress) -> Progress:
+        """The same progress; after the first image the denoiser's timesteps are known and not looked at any more."""
+
+        def advance(done: int, total: int) -> None:
+            self._stop_listening()
+            progress(done, total)
+
+        return advance
+
+    def facts(self, example: Gallery) -> Mapping[str, Any]:
+        """What is known of the model, of this run or an earlier one.
+
+        Args:
+            example: whose first image is painted once more, and not kept, where no run came to write the facts down.
+        """
+        path = self.folder / FACTS
+        if self.ranks.is_first and (self._timesteps or not self._known(path)):
+            pipeline = self.open()
+            if not self._timesteps:
+                paint(pipeline, example.prompts.prompts[0], example.seed_of(0), example.settings)
+                self._stop_listening()
+            self._keep(pipeline)
+        return self._known(path)
+
+    @staticmethod
+    def _known(path: Path) -> dict[str, Any]:
+        found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return found if TIMESTEPS in found else {}
+
+    def _listen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            values = torch.as_tensor(timestep_of(module, args, kwargs)).flatten()
+        except InputError:
+            return  # a denoiser without timesteps is no artifact, and can be measured all the same
+        self._timesteps += [float(value) for value in dict.fromkeys(values.tolist())]
+
+    def _stop_listening(self) -> None:
+        if self._ear is not None:
+            self._ear.remove()
+            self._ear = None
 
     def _keep(self, pipeline: Any) -> None:
         folder = None if self.one.library else self.one.folder()
         facts = {
-            **describe(pipeline, folder, self.one.library, self.one.scheme),
+            **describe(pipeline, folder, self.one.library, self.one.scheme, self._timesteps),
+            TIMESTEPS: self._timesteps,
             "scheduler": type(pipeline.scheduler).__name__,
             "scheduler_config": scheduler_config(pipeline),
             "sha256": self.one.sha256(),
         }
         with output_errors(f"The folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "facts.json", json.dumps(facts, indent=2) + "\n")
+            write_atomically(self.folder / FACTS, json.dumps(facts, indent=2) + "\n", shared=True)
 
 
 def _image_set(gallery: Gallery) -> ImageSet:
@@ -192,7 +240,7 @@ def _image_set(gallery: Gallery) -> ImageSet:
     indices = range(len(gallery.prompts.entries))
     paths = [gallery.folder / f"{index:05d}.png" for index in indices]
     drift = [records[index].drift for index in indices]
-    return ImageSet(paths, drift, [gallery.seed_of(index) for index in indices])
+    return ImageSet(paths, drift, [gallery.seed_of(index) for index in indices], keeps_features=True)
 
 
 def _slug(name: str) -> str:

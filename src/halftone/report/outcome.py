@@ -29,9 +29,9 @@ def page_of(
 
 
 def _pictures(outcome: BenchOutcome) -> Iterator[Picture]:
-    seed = outcome.results.settings.seed or 0
     for (candidate, set_name), pairs in outcome.pairs.items():
-        values, prompts = outcome.measured[candidate, set_name].values, outcome.prompts[set_name].prompts
+        measured, prompts = outcome.measured[candidate, set_name], outcome.prompts[set_name].prompts
+        values = measured.values
         worst = sorted(range(len(pairs)), key=lambda i: (values["psnr"][i], i))[:WORST_PAIRS]
         for index in sorted({*range(min(FIRST_PAIRS, len(pairs))), *worst}):
             yield Picture(
@@ -39,7 +39,7 @@ def _pictures(outcome: BenchOutcome) -> Iterator[Picture]:
                 candidate=candidate,
                 index=index,
                 prompt=prompts[index],
-                seed=seed + index,
+                seed=measured.seeds[index] if measured.seeds else None,
                 reference=pairs[index][0],
                 image=pairs[index][1],
                 psnr=float(values["psnr"][index]),

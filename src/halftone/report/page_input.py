@@ -22,6 +22,7 @@ class Picture:
         set_name, candidate: names as in the results.
         index: position in the sample of the prompt set.
         reference, image: image files of one size; ``image`` is the candidate's.
+        seed: of the candidate's initial noise; None where it is unknown.
         psnr, ssim: of this pair, dB and -1 … 1.
     """
 
@@ -29,7 +30,7 @@ class Picture:
     candidate: str
     index: int
     prompt: str
-    seed: int
+    seed: int | None
     reference: Path
     image: Path
     psnr: float
