@@ -157,6 +157,8 @@ def test_ctrl_c_in_a_real_process_keeps_what_is_finished(sd_folder, prompts, tmp
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # what a shell starts in the background ignores Ctrl-C, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while child.poll() is None and not list(steps.glob("call-*.safetensors")):
         time.sleep(0.05)

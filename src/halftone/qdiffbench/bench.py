@@ -212,7 +212,9 @@ class _Measuring:
         return Settings(
             scheduler=shown.facts.get("scheduler"),
             num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
+            guidance_scale=settings.guidance_scale
+            if settings.guidance_scale is not None
+            else shown.facts.get("default_guidance"),
             seed=settings.seed,
             width=first.shape[1],
             height=first.shape[0],

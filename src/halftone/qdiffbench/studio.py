@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from halftone.denoiser import find_denoiser, timestep_of
 from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
-from halftone.generation import GenerationSettings, paint
+from halftone.generation import GenerationSettings, default_guidance, paint
 from halftone.kernels.registry import ENVIRONMENT_VARIABLE
 from halftone.qdiffbench.contestants import Contestant
 from halftone.qdiffbench.environment import library_versions, processor_name
@@ -228,6 +228,7 @@ class _Opener:
             TIMESTEPS: self._timesteps,
             "scheduler": type(pipeline.scheduler).__name__,
             "scheduler_config": scheduler_config(pipeline),
+            "default_guidance": default_guidance(pipeline),
             "sha256": self.one.sha256(),
         }
         with output_errors(f"The folder {self.folder}"):
