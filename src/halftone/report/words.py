@@ -71,5 +71,9 @@ def enumerated(items: Sequence[str], last: str = "and") -> str:
 
 def bits_name(weight_bits: float | None, activation_bits: float | None) -> str:
     """ "W8 A8.4"; empty if neither is known."""
-    parts = [f"{letter}{bits:.3g}" for letter, bits in (("W", weight_bits), ("A", activation_bits)) if bits is not None]
+    parts = [
+        f"{letter}{round(bits, 1):g}"
+        for letter, bits in (("W", weight_bits), ("A", activation_bits))
+        if bits is not None
+    ]
     return " ".join(parts)
