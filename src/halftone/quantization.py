@@ -158,10 +158,7 @@ def quantize(
     if announce is not None:
         passes = 2 if recipe.calibration == "progressive" else 1
         announce(estimate_cost(pipeline, denoiser.module, settings, trace, passes).sentence())
-    checkpoint = Checkpoint(
-        Path(checkpoint_folder) if checkpoint_folder is not None else None,
-        fingerprint(pipeline, denoiser, recipe, settings) if checkpoint_folder is not None else {},
-    )
+    checkpoint = _checkpoint(checkpoint_folder, pipeline, denoiser, recipe, settings)
     dtype = _dtype(denoiser)
     result = calibrate(pipeline, denoiser, names, recipe, settings, trace, SlotClock(slots), checkpoint, progress)
     config = HalftoneConfig(
@@ -177,6 +174,15 @@ def quantize(
     )
     attach(denoiser.module, config)
     return QuantizationResult(pipeline, config, result, checkpoint)
+
+
+def _checkpoint(
+    folder: str | Path | None, pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings
+) -> Checkpoint:
+    """Finished steps in a folder; None keeps none, and saves hashing the weights."""
+    if folder is None:
+        return Checkpoint(None, {})
+    return Checkpoint(Path(folder), fingerprint(pipeline, denoiser, recipe, settings))
 
 
 def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings) -> dict[str, Any]:

@@ -82,9 +82,7 @@ def bench(
     from halftone.report import markdown_table, write_page
     from halftone.report.outcome import page_of
 
-    named = next((one.removeprefix("clip:") for one in features or () if images and one.startswith("clip:")), None)
-    usual = named or _usual_clip(reference, images and clip in (None, NONE))
-    judge = clip or usual
+    extractors, judge = _judges(reference, images, features, clip)
     request = BenchRequest(
         reference=reference,
         candidates=tuple(candidates),
@@ -96,8 +94,8 @@ def bench(
         scheduler=scheduler,
         dtype=options.parse_dtype(dtype),
         device=str(options.parse_device(device)),
-        features=tuple(features or [f"clip:{usual if judge == NONE else judge}"]),
-        clip=None if judge == NONE else judge,
+        features=extractors,
+        clip=judge,
         lpips="" if lpips else None,
         noise_floor=() if noise_floor == NONE else tuple(part.strip() for part in noise_floor.split(",")),
         noise_images=noise_images,
@@ -115,6 +113,17 @@ def default_cache() -> Path:
     """``$HALFTONE_CACHE``, or a folder in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HALFTONE_CACHE") or Path(home) / "halftone") / "bench"
+
+
+def _judges(
+    reference: str, images: bool, features: list[str] | None, clip: str | None
+) -> tuple[tuple[str, ...], str | None]:
+    """The feature extractors, and the CLIPModel of the scores or None, that the options ask for."""
+    named = next((one.removeprefix("clip:") for one in features or () if images and one.startswith("clip:")), None)
+    usual = named or _usual_clip(reference, images and clip in (None, NONE))
+    judge = clip or usual
+    extractors = tuple(features or [f"clip:{usual if judge == NONE else judge}"])
+    return extractors, None if judge == NONE else judge
 
 
 def _usual_clip(reference: str, look: bool) -> str:
