@@ -1,7 +1,7 @@
 """Trains the image tower of bundled:mini-clip against the frozen text tower.
 
-Captions that differ in one attribute are hard negatives, and a classifier of the attributes, thrown away afterwards,
-helps the tower to see them.
+At first it learns to see with a classifier of the attributes, thrown away afterwards, which takes no text and so costs
+less; then to match captions as well, where captions that differ in one attribute are hard negatives.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from .scene import Scene, one_attribute_changed
 from .tokenizer import CONTEXT
 
 STYLED_SHARE = 0.2
+MATCHING_SHARE = 0.4  # of the steps, at the end
+OUTSIDE = ("embedding", "projection", "head")  # of what Muon trains
 
 
 class ImageTower(torch.nn.Module):
@@ -56,25 +58,39 @@ def train(data: Path, text: Path, out: Path, steps: int, batch: int, negatives: 
     clip.set_attn_implementation("eager")  # on a CPU its backward pass is faster than the fused one's
     model = ImageTower(clip)
     pixels = torch.from_numpy(images)
-    trainer = Trainer(model, out, steps, learning_rate=6e-4, weight_decay=0.05)
+    trainer = Trainer(model, out, steps, learning_rate=1e-3, weight_decay=0.05, warmup=100, outside=OUTSIDE)
 
     def loss(step: int) -> torch.Tensor:
         rows = batch_rows(step, len(pixels), batch, seed=1)[rank::world]
         part = [scenes[int(row)] for row in rows]
-        captions = _captions(part, negatives, step * world + rank)
-        tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
         with autocast():
             seen = clip.vision_model(normalize(pixels[rows])).pooler_output
+            logits = model.head(seen)
+        classifying = attributes.loss(logits, attributes.labels(part, of_image=True))
+        if step < (1 - MATCHING_SHARE) * steps:
+            return classifying
+        return classifying + matching(seen, _captions(part, negatives, step * world + rank))
+
+    def matching(seen: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")
+        with autocast():
             told = clip.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
-            logits, images, texts = model.head(seen), clip.visual_projection(seen), clip.text_projection(told)
-        matching = contrastive_loss(images.float(), texts.float(), clip.logit_scale, len(rows))
-        return matching + attributes.loss(logits, attributes.labels(part, of_image=True))
+            images, texts = clip.visual_projection(seen), clip.text_projection(told)
+        return contrastive_loss(images.float(), texts.float(), clip.logit_scale, len(seen))
+
+    @torch.no_grad()
+    def sees() -> float:
+        valid_images, valid_scenes = dataset.load(data, "valid")
+        model.eval()
+        seen = clip.vision_model(normalize(torch.from_numpy(valid_images[:300]))).pooler_output
+        model.train()
+        return attributes.accuracy(model.head(seen), attributes.labels(valid_scenes[:300], of_image=True))
 
     def report() -> str:
         clip.save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
         processor().save_pretrained(out / "model")
-        return f"valid: {judge_accuracy(clip, tokenizer, data, 300):.3f}"
+        return f"valid: attributes {sees():.3f} captions {judge_accuracy(clip, tokenizer, data, 300):.3f}"
 
     trainer.run(loss, save_every=250, report=report)
 

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from .optimizer import MuonAdamW
+
 DECAY_SHARE = 0.25  # of the steps, at the end; before, the rate is constant, so that a run can be made longer
 LAST_RATE = 0.02  # of the learning rate, at the very end
 
@@ -43,20 +45,17 @@ class Trainer:
         weight_decay: float = 0.01,
         warmup: int = 300,
         ema_decay: float = 0.0,
+        outside: tuple[str, ...] = (),
     ):
+        """`outside`: parts of the names of first and last layers and embeddings, which Muon is not for."""
         self.model, self.folder, self.steps, self.warmup = model, folder, steps, warmup
         self.learning_rate, self.ema_decay = learning_rate, ema_decay
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        decay = [p for p in self.parameters.values() if p.ndim > 1]
-        plain = [p for p in self.parameters.values() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=learning_rate,
-            betas=(0.9, 0.98),
-        )
+        self.rank, self.world = ranks()
+        matrices = {name for name, p in self.parameters.items() if p.ndim > 1 and not any(k in name for k in outside)}
+        self.optimizer = MuonAdamW(self.parameters, matrices, weight_decay, self.rank, self.world)
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if ema_decay else {}
         self.step = 0
-        self.rank, self.world = ranks()
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
 
@@ -69,13 +68,11 @@ class Trainer:
         """Trains to the end; `loss(step)` returns the scalar loss of that step's batch."""
         started, first, running = time.time(), self.step, None
         while self.step < self.steps:
-            self._set_learning_rate()
             value = loss(self.step)
             value.backward()
             self._average_gradients()
             torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step(self._learning_rate())
             self._average()
             self.step += 1
             latest = float(value.detach())
@@ -84,9 +81,9 @@ class Trainer:
                 pace = (time.time() - started) / (self.step - first)
                 left = (self.steps - self.step) * pace / 60
                 print(f"step {self.step}/{self.steps} loss {running:.4f} {left:.0f} min left", flush=True)
-            if self.rank == 0 and (self.step % save_every == 0 or self.step == self.steps):
+            if self.step % save_every == 0 or self.step == self.steps:
                 self.save()
-                if report:
+                if report and self.rank == 0:
                     print(report(), flush=True)
 
     def averaged(self) -> dict[str, torch.Tensor]:
@@ -94,11 +91,12 @@ class Trainer:
         return self.ema or {name: p.detach() for name, p in self.parameters.items()}
 
     def save(self) -> None:
+        """Writes the checkpoint on rank 0; every rank must call it."""
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"ema.{name}": p for name, p in self.ema.items()}
-        for name, p in self.parameters.items():
-            state = self.optimizer.state[p]
-            tensors[f"mean.{name}"], tensors[f"square.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        tensors |= self.optimizer.state()
+        if self.rank:
+            return
         part = self.folder / "checkpoint.part"
         save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"state": json.dumps({"step": self.step})})
         part.replace(self.folder / "checkpoint.safetensors")
@@ -115,23 +113,17 @@ class Trainer:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"model.{name}"])
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(self.step)),
-                    "exp_avg": tensors[f"mean.{name}"],
-                    "exp_avg_sq": tensors[f"square.{name}"],
-                }
                 if self.ema:
                     self.ema[name].copy_(tensors[f"ema.{name}"])
+        self.optimizer.load_state(tensors, self.step)
         print(f"resumed at step {self.step}", flush=True)
 
-    def _set_learning_rate(self) -> None:
+    def _learning_rate(self) -> float:
         """Warm-up, constant, then half a cosine down: only the end depends on how long the run is."""
         warm = min(1.0, (self.step + 1) / self.warmup)
         decay_steps = DECAY_SHARE * self.steps
         progress = max(0.0, (self.step - (self.steps - decay_steps)) / decay_steps)
-        rate = self.learning_rate * warm * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        return self.learning_rate * warm * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def _average_gradients(self) -> None:
         if self.world == 1:

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from . import attributes
 from .captions import plain_caption, styled_caption
-from .clip import STYLED_SHARE, make_model
+from .clip import OUTSIDE, STYLED_SHARE, make_model
 from .loop import Trainer, autocast, ranks
 from .scene import Scene, random_scene
 from .tokenizer import make_tokenizer
@@ -50,7 +50,7 @@ def train(out: Path, steps: int, batch: int) -> None:
     clip = make_model(tokenizer)
     clip.set_attn_implementation("eager")  # on a CPU its backward pass is faster than the fused one's
     model = TextTower(clip)
-    trainer = Trainer(model, out, steps, learning_rate=8e-4, weight_decay=0.05)
+    trainer = Trainer(model, out, steps, learning_rate=8e-4, weight_decay=0.05, outside=OUTSIDE)
 
     def logits_and_target(seed: list[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         scenes, captions = random_captions(np.random.default_rng(seed), count)

@@ -19,6 +19,7 @@ from .tokenizer import CONTEXT
 
 CAPTION_DROPOUT = 0.1
 SNR_GAMMA = 5.0
+OUTSIDE = ("conv_in", "conv_out")  # of what Muon trains
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def train(
     scheduler = make_scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weights = (snr.clamp(max=SNR_GAMMA) / snr).sqrt()
-    trainer = Trainer(model, out, steps, learning_rate=6e-4, ema_decay=0.9995, warmup=500)
+    trainer = Trainer(model, out, steps, learning_rate=1e-3, ema_decay=0.998, warmup=100, outside=OUTSIDE)
 
     def loss(step: int) -> torch.Tensor:
         rows = batch_rows(step, len(latents), batch, seed=3)[rank::world]
