@@ -18,8 +18,8 @@ help:
 
 install: $(STAMP)
 
-# A $(VENV) that is already there is kept and completed; the stamp says that it holds what the two files ask for.
-$(STAMP): pyproject.toml constraints.txt
+# A $(VENV) that is already there is kept and completed; the stamp says that it holds what these files ask for.
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard src/halftone/native/src/*)
 	@if test -x $(BIN)/python; then python=$(BIN)/python; else python="$(PYTHON)"; fi; \
 	"$$python" -c '$(SUPPORTED)' 2>/dev/null || { \
 	  echo "Halftone needs Python 3.10 to 3.13, and $$python is `"$$python" --version 2>/dev/null || echo missing`." >&2; \

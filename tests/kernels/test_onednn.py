@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from halftone.kernels import onednn, reference, registry, select
-from halftone.kernels.onednn_codes import encode
+from halftone.kernels.onednn_codes import encode, encode_channels_last, encode_rows
 from halftone.kernels.onednn_product import unavailable
 from halftone.kernels.registry import ConvGeometry, LayerWeights
 from halftone.layers import QuantizedConv2d, QuantizedLinear
@@ -19,6 +19,16 @@ from halftone.numerics import quantize, range_to_qparams
 needs_onednn = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 U = 2.0**-24
 FILLS = ("random", "extreme", "largest")
+
+
+@pytest.fixture(params=["native", "torch"])
+def _codes_by(request, monkeypatch):
+    """Both ways in which codes are made; the first is the second where there is no native library."""
+    if request.param == "torch":
+        monkeypatch.setattr("halftone.kernels.onednn_codes.native.is_supported", lambda x: False)
+
+
+both_ways = pytest.mark.usefixtures("_codes_by")
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -55,6 +65,7 @@ def _assert_within_rounding(y, products, weight_scale, bias, shape):
     assert bool(((y.double() - sum(parts) - bias).abs() <= 6 * U * magnitude + 1e-37).all())
 
 
+@both_ways
 @given(
     scale=st.floats(2.0**-20, 1024, width=32),
     zero_point=st.integers(0, 2**16 - 1),
@@ -63,7 +74,7 @@ def _assert_within_rounding(y, products, weight_scale, bias, shape):
     kind=st.sampled_from(["wide", "ties", "huge"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_codes_are_those_of_the_definition(scale, zero_point, num_bits, seed, kind, dtype):
     top = 2**num_bits - 1
     zero_point %= top + 1
@@ -86,6 +97,7 @@ def test_codes_are_those_of_the_definition(scale, zero_point, num_bits, seed, ki
 
 @pytest.mark.parametrize("num_bits", [8, 10])
 def test_codes_made_in_blocks_are_the_same(num_bits, monkeypatch):
+    monkeypatch.setattr("halftone.kernels.onednn_codes.native.is_supported", lambda x: False)
     images = torch.randn(3, 10, 9, 7)
     inputs = [images, images.to(memory_format=torch.channels_last), images[:, ::2], images[..., :1].expand_as(images)]
     inputs.append(torch.randn(50, 60).T)
@@ -96,6 +108,29 @@ def test_codes_made_in_blocks_are_the_same(num_bits, monkeypatch):
             assert plane.codes.equal(same.codes) and plane[1:] == same[1:]
 
 
+@both_ways
+@pytest.mark.parametrize("num_bits", [8, 10])
+@pytest.mark.parametrize("transpose_from", [1, 2**17])
+def test_codes_in_every_memory_format_are_the_same(num_bits, transpose_from, monkeypatch):
+    monkeypatch.setattr("halftone.kernels.onednn_codes._TRANSPOSE_FROM", transpose_from)
+    images = torch.randn(3, 20, 9, 8, generator=_generator(0))
+    formats = [images, images.to(memory_format=torch.channels_last), images[:, ::2], images[..., :1], images[:, :1]]
+    formats += [images.transpose(2, 3), images[:, :, :1, :1], images[:1].expand(4, -1, -1, -1)]
+    for x in formats:
+        expected = quantize(x, 0.02, 77, num_bits) - 77
+        n, channels, height, width = x.shape
+        for planes in (encode(x, 0.02, 77, num_bits), encode_channels_last(x, 0.02, 77, num_bits)):
+            assert sum(round(p.scale / 0.02) * (p.codes.int() - p.zero_point) for p in planes).equal(expected)
+        for plane in planes:
+            assert plane.codes.stride() == (height * width * channels, 1, width * channels, channels)
+        for plane in encode_rows(x, 0.02, 77, num_bits):
+            assert plane.codes.is_contiguous() and plane.codes.shape == (n * channels * height, width)
+        rows = encode_rows(x, 0.02, 77, num_bits)
+        total = sum(round(p.scale / 0.02) * (p.codes.int() - p.zero_point) for p in rows)
+        assert total.view(x.shape).equal(expected)
+
+
+@both_ways
 @pytest.mark.parametrize("num_bits", [8, 10, 16])
 @pytest.mark.parametrize("zero_point", [0, 1, 2, 127, 128, 255])
 def test_codes_of_every_tie(num_bits, zero_point):
@@ -227,6 +262,29 @@ def test_conv_is_within_float_rounding(
 
 
 @needs_onednn
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize(
+    "kernel, geometry",
+    [
+        ((2, 3), {"stride": (1, 3)}),
+        ((2, 1), {"padding": (0, 0, 2, 2)}),
+        ((2, 1), {"padding": (0, 0, 2, 2), "stride": (1, 2)}),
+    ],
+)
+def test_conv_of_one_channel_a_group_does_not_read_beside_the_image(groups, kernel, geometry):
+    """oneDNN's own convolution gives garbage here: one column of output, or padding beyond the kernel."""
+    weights = LayerWeights(
+        _weight((8 * groups, 1, *kernel), 0, "random"),
+        torch.rand(8 * groups),
+        None,
+        ConvGeometry(groups=groups, **geometry),
+    )
+    x = torch.randn(2, groups, 40, 5, generator=_generator(0))
+    y, expected = (k.prepare_conv2d(weights)(x, 0.03, 77, 8) for k in (onednn, reference))
+    torch.testing.assert_close(y, expected, rtol=6 * U, atol=1e-4)
+
+
+@needs_onednn
 @pytest.mark.parametrize("zero_point", [0, 1, 254, 255])
 @pytest.mark.parametrize("channels, size", [(1280, 6), (16, 40)])
 @pytest.mark.parametrize("num_bits", [8, 10])
@@ -241,14 +299,19 @@ def test_conv_of_the_largest_values_does_not_saturate(zero_point, channels, size
 
 
 @needs_onednn
-def test_blocked_transpose_gives_the_same(monkeypatch):
-    weights = LayerWeights(_weight((4, 6, 3, 3), 0, "random"), torch.rand(4), None, ConvGeometry(padding=(1, 1, 1, 1)))
-    x = torch.randn(3, 6, 9, 8)
-    kernel = onednn.prepare_conv2d(weights)
-    expected = kernel(x.to(memory_format=torch.channels_last), 0.02, 99, 8)
-    assert kernel(x, 0.02, 99, 8).equal(expected)
-    monkeypatch.setattr(onednn, "_TRANSPOSE_FROM", 1)
-    assert kernel(x, 0.02, 99, 8).equal(expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_bits", [8, 10])
+def test_outputs_have_the_same_bits_with_and_without_the_native_library(dtype, num_bits, monkeypatch):
+    scale, zero_point = 5.0 / 2**num_bits, 2 ** (num_bits - 1) - 3
+    calls = []
+    for layer, x in _layers():
+        prepare = onednn.prepare_linear if layer.operation == "linear" else onednn.prepare_conv2d
+        kernel = prepare(LayerWeights(layer.weight, layer.weight_scale, layer.bias, layer.geometry()))
+        calls.append((kernel, x.to(dtype)))
+    with_library = [kernel(x, scale, zero_point, num_bits) for kernel, x in calls]
+    monkeypatch.setattr("halftone.kernels.onednn_codes.native.is_supported", lambda x: False)
+    for (kernel, x), y in zip(calls, with_library, strict=True):
+        assert kernel(x, scale, zero_point, num_bits).equal(y)
 
 
 @needs_onednn

@@ -44,7 +44,18 @@ def test_reasons_are_logged_once_and_reported(kernels, caplog):
         select("linear", "cpu")
         select("linear", "cpu")
     assert len(caplog.records) == 1 and "fast: no AVX-512" in caplog.text
-    assert kernel_report() == {"linear on cpu, 8 bits": {"kernel": "slow", "passed_over": {"fast": "no AVX-512"}}}
+    expected = {"kernel": "slow", "with": [], "passed_over": {"fast": "no AVX-512"}}
+    assert kernel_report() == {"linear on cpu, 8 bits": expected}
+
+
+def test_what_makes_a_kernel_faster_is_reported_whether_there_or_not(kernels, caplog):
+    accelerators = {"native codes": lambda: None, "native sums": lambda: "not built"}
+    register_kernel("linear", "faster", ("cpu",), priority=20, accelerators=accelerators)(_prepare)
+    with caplog.at_level(logging.INFO, logger="halftone.kernels"):
+        select("linear", "cpu")
+    assert "faster with native codes kernel; native sums: not built" in caplog.text
+    report = kernel_report()["linear on cpu, 8 bits"]
+    assert report == {"kernel": "faster", "with": ["native codes"], "passed_over": {"native sums": "not built"}}
 
 
 def test_environment_forces_a_kernel(kernels, monkeypatch):

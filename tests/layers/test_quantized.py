@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from oracles import fake_quantize
 from torch import nn
 
 from halftone.errors import CalibrationError, InputError, NonFiniteError
@@ -18,7 +19,7 @@ from halftone.layers import (
     set_clock,
     set_mode,
 )
-from halftone.numerics import fake_quantize, range_to_qparams
+from halftone.numerics import range_to_qparams
 from halftone.timesteps import SlotClock, TimestepSlots
 
 torch.manual_seed(0)

@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from halftone import native
 from halftone.kernels import reference
-from halftone.kernels.onednn_codes import Codes, Plane, encode
+from halftone.kernels.onednn_codes import Codes, Plane, encode_channels_last, encode_rows
 from halftone.kernels.onednn_product import Convolution, MatrixProduct, unavailable
 from halftone.kernels.registry import ConvGeometry, LayerWeights, PreparedKernel, register_kernel
+from halftone.kernels.residence import release
 
 __all__ = ["prepare_conv2d", "prepare_linear"]
 
 _PRIORITY = 10
+_ACCELERATORS = {"native quantization": native.unavailable}
 #: Longest reduction whose int32 sum cannot overflow.
 _LONGEST = (2**31 - 1) // (255 * 127)
 #: Output pixels per output channel below which unfolding is faster: oneDNN's convolution sums the weights anew at every
@@ -37,8 +40,6 @@ _LONGEST = (2**31 - 1) // (255 * 127)
 _UNFOLD_BELOW = 3
 #: Bytes of one unfolded part of the batch at most, but never less than an image.
 _UNFOLDED_BYTES = 2**24
-#: Elements of an image from which torch's blocked transpose of a matrix beats its general copy.
-_TRANSPOSE_FROM = 2**17
 
 
 def _fits_int32(weights: LayerWeights) -> bool:
@@ -51,18 +52,18 @@ class _OnednnLinear:
 
     def __init__(self, weights: LayerWeights) -> None:
         self.product = MatrixProduct(weights.weight, weights)
-        self.features, self.inputs = weights.weight.shape
+        self.features = len(weights.weight)
+        release(weights.weight)
 
     def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
         *rows, _ = x.shape
         if x.numel() == 0:
             return x.new_empty(*rows, self.features)
-        flat = x.detach() if x.dim() == 2 else x.detach().reshape(-1, self.inputs)
-        y = self.product(encode(flat, input_scale, input_zero_point, num_bits), x.dtype)
-        return y if x.dim() == 2 else y.view(*rows, self.features)
+        y = self.product(encode_rows(x, input_scale, input_zero_point, num_bits), x.dtype)
+        return y if len(rows) == 1 else y.view(*rows, self.features)
 
 
-@register_kernel("linear", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable)
+@register_kernel("linear", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable, accelerators=_ACCELERATORS)
 def prepare_linear(weights: LayerWeights) -> PreparedKernel:
     """``y = x @ w.T + b`` with a quantized ``x``; see the module's head."""
     return _OnednnLinear(weights) if _fits_int32(weights) else reference.prepare_linear(weights)
@@ -91,12 +92,21 @@ class _OnednnConv2d:
         height, width = self._output_size(x.shape[2], x.shape[3])
         if x.numel() == 0 or height < 1 or width < 1:
             return x.new_empty(x.shape[0], self.features, height, width)
-        codes = _channels_last(encode(x.detach(), input_scale, input_zero_point, num_bits))
+        if self.weights.weight.shape[1] == 1 and (width == 1 or self._has_outputs_of_padding()):
+            # oneDNN's kernels for one channel a group read the wrong pixels.
+            return reference.prepare_conv2d(self.weights)(x, input_scale, input_zero_point, num_bits)
+        codes = encode_channels_last(x, input_scale, input_zero_point, num_bits)
         if self._is_unfolded(height * width):
             return self._unfold_and_multiply(codes, height, width, x.dtype)
         if not self.is_symmetric:
             codes = self._padded(codes)
         return self._convolution()(codes, x.dtype)
+
+    def _has_outputs_of_padding(self) -> bool:
+        """Whether outputs at the edge see nothing but padding."""
+        left, right, top, bottom = self.geometry.padding
+        down, across = (d * (k - 1) for d, k in zip(self.geometry.dilation, self.kernel_size, strict=True))
+        return max(top, bottom) > down or max(left, right) > across
 
     def _is_unfolded(self, pixels: int) -> bool:
         if self.geometry.groups > 1:
@@ -140,12 +150,14 @@ class _OnednnConv2d:
             self._product = None
             matrix = self.weights.weight.detach().permute(0, 2, 3, 1).flatten(1)
             self._product = MatrixProduct(matrix, self.weights)
+            release(self.weights.weight)
         return self._product
 
     def _convolution(self) -> Convolution:
         if not isinstance(self._product, Convolution):
             self._product = None
             self._product = Convolution(self.weights, self.symmetric)
+            release(self.weights.weight)
         return self._product
 
     def _output_size(self, height: int, width: int) -> tuple[int, int]:
@@ -158,26 +170,7 @@ class _OnednnConv2d:
         )
 
 
-def _channels_last(codes: Codes) -> Codes:
-    """The same codes ``[n, c, h, w]`` with the channels innermost in memory."""
-    return tuple(plane._replace(codes=_with_channels_last(plane.codes)) for plane in codes)
-
-
-def _with_channels_last(codes: Tensor) -> Tensor:
-    """A copy if need be; strides are in canonical form even where a size is 1."""
-    _, channels, height, width = codes.shape
-    strides = (channels * height * width, 1, width * channels, channels)
-    if codes.stride() == strides:
-        return codes
-    if not codes.is_contiguous() or channels * height * width < _TRANSPOSE_FROM:
-        return codes.permute(0, 2, 3, 1).contiguous().as_strided(codes.shape, strides)
-    result = torch.empty_strided(codes.shape, strides, dtype=codes.dtype)
-    for target, image in zip(result.permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(2), strict=True):
-        target.copy_(image.T)
-    return result
-
-
-@register_kernel("conv2d", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable)
+@register_kernel("conv2d", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable, accelerators=_ACCELERATORS)
 def prepare_conv2d(weights: LayerWeights) -> PreparedKernel:
     """A 2-D convolution with a quantized input; see the module's head."""
     return _OnednnConv2d(weights) if _fits_int32(weights) else reference.prepare_conv2d(weights)

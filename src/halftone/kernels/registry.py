@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,6 +83,7 @@ class Kernel:
     max_num_bits: int
     priority: int
     available: Callable[[], str | None]
+    accelerators: Mapping[str, Callable[[], str | None]]
     prepare: Callable[[LayerWeights], PreparedKernel]
 
 
@@ -90,10 +91,14 @@ class Kernel:
 class _Choice:
     kernel: Kernel | None
     passed_over: tuple[tuple[str, str], ...]
+    accelerators: tuple[str, ...] = ()
 
 
 _KERNELS: list[Kernel] = []
 _choices: dict[tuple[str, str, int, str], _Choice] = {}
+
+
+_NONE: Mapping[str, Callable[[], str | None]] = {}
 
 
 def _always() -> str | None:
@@ -108,6 +113,7 @@ def register_kernel(
     priority: int,
     available: Callable[[], str | None] = _always,
     max_num_bits: int = 16,
+    accelerators: Mapping[str, Callable[[], str | None]] = _NONE,
 ) -> Callable[[Callable[[LayerWeights], PreparedKernel]], Callable[[LayerWeights], PreparedKernel]]:
     """Decorator that registers an implementation of an operation.
 
@@ -118,6 +124,7 @@ def register_kernel(
         priority: higher wins; the reference has 0.
         available: None if it can run on this machine, else the reason why not.
         max_num_bits: most activation bits it can run.
+        accelerators: what makes it faster and may be absent, by name: None if it is there, else the reason why not.
 
     Raises:
         InputError: unknown operation.
@@ -127,7 +134,7 @@ def register_kernel(
 
     def register(prepare: Callable[[LayerWeights], PreparedKernel]) -> Callable[[LayerWeights], PreparedKernel]:
         types = frozenset(device_types)
-        _KERNELS.append(Kernel(operation, name, types, max_num_bits, priority, available, prepare))
+        _KERNELS.append(Kernel(operation, name, types, max_num_bits, priority, available, accelerators, prepare))
         _KERNELS.sort(key=lambda kernel: -kernel.priority)
         _choices.clear()
         return prepare
@@ -162,11 +169,14 @@ def kernel_report() -> dict[str, dict[str, object]]:
     """What `select` decided so far, for `inspect` and model cards.
 
     Returns:
-        ``"linear on cpu, 8 bits"`` to ``{"kernel": name or None, "passed_over": {name: reason}}``.
+        ``"linear on cpu, 8 bits"`` to
+        ``{"kernel": name or None, "with": [accelerator], "passed_over": {name: reason}}``;
+        what is passed over is a kernel, or an accelerator of the kernel that was taken.
     """
     return {
         f"{operation} on {device_type}, {num_bits} bits": {
             "kernel": choice.kernel and choice.kernel.name,
+            "with": list(choice.accelerators),
             "passed_over": dict(choice.passed_over),
         }
         for (operation, device_type, num_bits, _), choice in _choices.items()
@@ -184,7 +194,9 @@ def _choose(operation: str, device_type: str, num_bits: int, forced: str) -> _Ch
             continue
         reason = _reason_against(kernel, device_type, num_bits, forced)
         if reason is None:
-            return _Choice(kernel, tuple(passed_over))
+            absent = {name: why for name, ask in kernel.accelerators.items() if (why := ask()) is not None}
+            present = tuple(name for name in kernel.accelerators if name not in absent)
+            return _Choice(kernel, (*passed_over, *absent.items()), present)
         passed_over.append((kernel.name, reason))
     return _Choice(None, tuple(passed_over))
 
@@ -203,6 +215,6 @@ def _reason_against(kernel: Kernel, device_type: str, num_bits: int, forced: str
 def _log(key: tuple[str, str, int, str], choice: _Choice) -> None:
     """One line a decision: what runs, and why not something faster."""
     operation, device_type, num_bits, _ = key
-    name = choice.kernel.name if choice.kernel else "no"
+    name = " with ".join((choice.kernel.name if choice.kernel else "no", *choice.accelerators))
     reasons = "".join(f"; {other}: {why}" for other, why in choice.passed_over)
     _logger.info("%s on %s with %d-bit inputs: %s kernel%s", operation, device_type, num_bits, name, reasons)

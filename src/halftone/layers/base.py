@@ -86,8 +86,11 @@ class QuantizedLayer(SlotTable):
             CalibrationError: the current slot is not calibrated.
         """
         row = self.current_row()
-        kernel = select(self.operation, x.device.type, row.num_bits)
-        sources = [self.weight, self.weight_scale] + ([] if self.bias is None else [self.bias])
+        kernel = select(self.operation, "cpu" if x.is_cpu else x.device.type, row.num_bits)
+        # Not by attribute: nn.Module searches for those, at every call of every layer.
+        weight, scale, bias = self._parameters["weight"], self._buffers["weight_scale"], self._parameters["bias"]
+        assert weight is not None and scale is not None
+        sources = (weight, scale) if bias is None else (weight, scale, bias)
         prepared = self._prepared.get(kernel.name, sources, lambda: kernel.prepare(self._layer_weights()))
         return prepared(x, row.scale, row.zero_point, row.num_bits)
 
@@ -114,9 +117,9 @@ class QuantizedLayer(SlotTable):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight_num_bits={self.weight_num_bits}, num_slots={self.num_slots}"
 
-    def _take(self, module: nn.Linear | nn.Conv2d) -> Self:
-        """Copies and quantizes the weights of a float layer, rounding to nearest."""
-        integers, scale = quantize_weight(module.weight, self.weight_num_bits)
+    def _take(self, module: nn.Linear | nn.Conv2d, rounded: tuple[Tensor, Tensor] | None = None) -> Self:
+        """Takes the weights of a float layer, as ``rounded`` (integers and scales), or else rounds them to nearest."""
+        integers, scale = quantize_weight(module.weight, self.weight_num_bits) if rounded is None else rounded
         with torch.no_grad():
             self.weight.copy_(integers)
             self.weight_scale.copy_(scale)

@@ -71,9 +71,16 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         )
 
     @classmethod
-    def from_float(cls, module: nn.Linear, num_bits: int, num_slots: int, layer_name: str = "") -> QuantizedLinear:
-        """Quantizes a float layer, rounding to nearest. Raises NonFiniteError on NaN or infinite weights."""
-        return cls.empty_like(module, num_bits, num_slots, layer_name)._take(module)
+    def from_float(
+        cls,
+        module: nn.Linear,
+        num_bits: int,
+        num_slots: int,
+        layer_name: str = "",
+        rounded: tuple[Tensor, Tensor] | None = None,
+    ) -> QuantizedLinear:
+        """Quantizes a float layer; see `quantize_layer`."""
+        return cls.empty_like(module, num_bits, num_slots, layer_name)._take(module, rounded)
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the dtype of the input."""
@@ -145,9 +152,16 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         )
 
     @classmethod
-    def from_float(cls, module: nn.Conv2d, num_bits: int, num_slots: int, layer_name: str = "") -> QuantizedConv2d:
-        """Quantizes a float layer, rounding to nearest. Raises NonFiniteError on NaN or infinite weights."""
-        return cls.empty_like(module, num_bits, num_slots, layer_name)._take(module)
+    def from_float(
+        cls,
+        module: nn.Conv2d,
+        num_bits: int,
+        num_slots: int,
+        layer_name: str = "",
+        rounded: tuple[Tensor, Tensor] | None = None,
+    ) -> QuantizedConv2d:
+        """Quantizes a float layer; see `quantize_layer`."""
+        return cls.empty_like(module, num_bits, num_slots, layer_name)._take(module, rounded)
 
     def geometry(self) -> ConvGeometry:
         """Geometry with the padding resolved to pixels ('same' and 'valid' too)."""
@@ -174,8 +188,18 @@ def is_quantizable(module: nn.Module) -> str | None:
     return f"it is a {type(module).__name__}; only nn.Linear and nn.Conv2d are quantized"
 
 
-def quantize_layer(module: nn.Module, num_bits: int, num_slots: int, layer_name: str = "") -> QuantizedLayer:
+def quantize_layer(
+    module: nn.Module,
+    num_bits: int,
+    num_slots: int,
+    layer_name: str = "",
+    rounded: tuple[Tensor, Tensor] | None = None,
+) -> QuantizedLayer:
     """The quantized form of an nn.Linear or nn.Conv2d.
+
+    Args:
+        rounded: int8 weights of the layer's shape and float32 scales ``[out]``, if a rounding rule has made them; else
+            the weights are rounded to nearest.
 
     Raises:
         InputError: `is_quantizable` gives a reason against it.
@@ -185,8 +209,8 @@ def quantize_layer(module: nn.Module, num_bits: int, num_slots: int, layer_name:
     if reason is not None:
         raise InputError(f"layer {layer_name!r} cannot be quantized: {reason}")
     if isinstance(module, nn.Linear):
-        return QuantizedLinear.from_float(module, num_bits, num_slots, layer_name)
-    return QuantizedConv2d.from_float(cast(nn.Conv2d, module), num_bits, num_slots, layer_name)
+        return QuantizedLinear.from_float(module, num_bits, num_slots, layer_name, rounded)
+    return QuantizedConv2d.from_float(cast(nn.Conv2d, module), num_bits, num_slots, layer_name, rounded)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,28 +25,34 @@ class DerivedCache(Generic[_Value]):
     """
 
     def __init__(self) -> None:
-        self._sources: tuple[tuple[weakref.ref[Tensor], tuple[int, int]], ...] = ()
+        self._sources: tuple[tuple[weakref.ref[Tensor], int | None, int], ...] = ()
         self._values: dict[str, _Value] = {}
 
     def get(self, key: str, sources: Sequence[Tensor], build: Callable[[], _Value]) -> _Value:
         """The value under ``key``, from ``build`` if it is not there or a source changed since."""
         if not self._is_current(sources):
             self._values.clear()
-            self._sources = tuple((weakref.ref(tensor), _fingerprint(tensor)) for tensor in sources)
-        if key not in self._values:
-            self._values[key] = build()
-        return self._values[key]
+            self._sources = tuple((weakref.ref(tensor), _version(tensor), tensor.data_ptr()) for tensor in sources)
+        value = self._values.get(key)
+        if value is None:
+            value = self._values[key] = build()
+        return value
 
     def clear(self) -> None:
         """Forgets everything."""
         self._sources, self._values = (), {}
 
     def _is_current(self, sources: Sequence[Tensor]) -> bool:
-        """A plain loop: it runs at every call of every layer."""
+        """A plain loop, and no call that can be spared: it runs at every call of every layer.
+
+        A version changes when a tensor is written to in place, an address when its ``.data`` is replaced.
+        """
         if len(sources) != len(self._sources):
             return False
-        for tensor, (reference, fingerprint) in zip(sources, self._sources, strict=True):
-            if reference() is not tensor or fingerprint != _fingerprint(tensor):
+        for tensor, (reference, version, address) in zip(sources, self._sources):  # noqa: B905 (strict takes time)
+            if reference() is not tensor or tensor.data_ptr() != address:
+                return False
+            if version is not None and tensor._version != version:
                 return False
         return True
 
@@ -54,12 +60,9 @@ class DerivedCache(Generic[_Value]):
         return type(self), ()
 
 
-def _fingerprint(tensor: Tensor) -> tuple[int, int]:
-    """Changes when a tensor is written to in place, or its ``.data`` is replaced.
-
-    Inference tensors do not count their changes.
-    """
-    return -1 if tensor.is_inference() else tensor._version, tensor.data_ptr()
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was written to in place; None for inference tensors, which do not count it."""
+    return None if tensor.is_inference() else tensor._version
 
 
 class SlotRow(NamedTuple):
@@ -149,7 +152,9 @@ class SlotTable(nn.Module):
 
     def _all_rows(self) -> list[SlotRow]:
         """The table as plain numbers, read from the device once per change."""
-        return self._rows.get("rows", (self.input_scale, self.input_zero_point, self.input_num_bits), self._read)
+        buffers = self._buffers  # not by attribute: nn.Module searches for those, at every call of every layer
+        sources = buffers["input_scale"], buffers["input_zero_point"], buffers["input_num_bits"]
+        return self._rows.get("rows", cast("tuple[Tensor, ...]", sources), self._read)
 
     def _read(self) -> list[SlotRow]:
         columns = self.input_scale, self.input_zero_point, self.input_num_bits
