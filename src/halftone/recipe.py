@@ -6,18 +6,18 @@ which key, which value and what is allowed.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from halftone.errors import RecipeError, suggest
 from halftone.observers import Observer, build_observer
 from halftone.recipe_errors import explain
+from halftone.recipe_files import read_recipe_file
+from halftone.rounding import RoundingRule, build_rounding
 
 __all__ = ["DEFAULT_EXCLUDE", "ActivationScheme", "ObserverScheme", "Recipe", "RelaxScheme", "WeightScheme"]
 
@@ -50,12 +50,29 @@ class _Scheme(BaseModel):
 
 
 class WeightScheme(_Scheme):
-    """How weights become integers. ``description`` of a field is what its error message says is allowed."""
+    """How weights become integers: the scale of each channel, and the rule that rounds to its grid.
+
+    ``description`` of a field is what its error message says is allowed.
+    """
 
     num_bits: int = Field(default=8, ge=2, le=8, description="an integer from 2 to 8")
     granularity: Literal["channel"] = Field(default="channel", description="'channel'")
     symmetric: Literal[True] = Field(default=True, description="true")
-    rounding: Literal["nearest"] = Field(default="nearest", description="'nearest'")
+    scale: Literal["range", "mse"] = Field(default="range", description="'range' or 'mse'")
+    rounding: str = Field(default="nearest", description="the name of a rounding rule")
+    rounding_options: dict[str, float | int] = Field(default_factory=dict, description="a mapping of numbers")
+
+    @model_validator(mode="after")
+    def _check_buildable(self) -> WeightScheme:
+        try:
+            self.build_rounding()
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def build_rounding(self) -> RoundingRule:
+        """The rounding rule with its options."""
+        return build_rounding(self.rounding, **self.rounding_options)
 
 
 class ObserverScheme(_Scheme):
@@ -110,6 +127,7 @@ class Recipe(_Scheme):
     calibration: Literal["progressive", "full_precision"] = Field(
         default="progressive", description="'progressive' or 'full_precision'"
     )
+    observed_steps: Literal["all", "normal"] = Field(default="all", description="'all' or 'normal'")
     relax: RelaxScheme | None = Field(default=None, description="a mapping or null")
     exclude: tuple[str, ...] = Field(default=DEFAULT_EXCLUDE, strict=False, description="a list of glob patterns")
 
@@ -119,6 +137,13 @@ class Recipe(_Scheme):
             raise ValueError("relax needs activations.granularity 'timestep': with 'tensor' all steps share one range")
         if self.activations.granularity == "tensor" and self.calibration == "progressive":
             raise ValueError("calibration 'progressive' needs activations.granularity 'timestep', not 'tensor'")
+        if self.observed_steps == "normal" and self.activations.granularity == "timestep":
+            raise ValueError("observed_steps 'normal' leaves steps out and needs activations.granularity 'tensor'")
+        if self.relax is not None and self.relax.bits < self.activations.num_bits:
+            raise ValueError(
+                f"relax.bits is {self.relax.bits}; relaxed steps get no fewer bits than the others, whose"
+                f" activations.num_bits is {self.activations.num_bits}"
+            )
         return self
 
     @classmethod
@@ -136,20 +161,25 @@ class Recipe(_Scheme):
             raise RecipeError(f"{source}: {explain(error, cls)}") from None
 
     @classmethod
-    def load(cls, source: str | Path | Recipe) -> Recipe:
-        """A recipe from a preset's name, the path of a .yaml/.yml/.json file, or a recipe itself.
+    def load(cls, source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+        """A recipe from a preset's name, the path of a .yaml/.yml/.json file, a mapping as such files hold it, or a
+        recipe itself.
 
         Raises:
             RecipeError: no such preset or file, or the contents are not a valid recipe.
         """
         if isinstance(source, Recipe):
             return source
+        if isinstance(source, Mapping):
+            return cls.from_dict(dict(source))
+        if not isinstance(source, str | Path):
+            raise RecipeError(f"a recipe is a preset's name, a file or a mapping, not {type(source).__name__}")
         path = Path(source)
         if path.suffix not in (".yaml", ".yml", ".json"):
             if str(source) not in cls.presets():
                 raise RecipeError(f"unknown recipe {str(source)!r}; {suggest(str(source), cls.presets())}")
             path = _RECIPES / f"{source}.yaml"
-        return cls.from_dict(_read(path), f"recipe {str(source)!r}")
+        return cls.from_dict(read_recipe_file(path), f"recipe {str(source)!r}")
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
@@ -159,12 +189,6 @@ class Recipe(_Scheme):
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back."""
         return self.model_dump(mode="json")
-
-    def excludes(self, module_name: str) -> bool:
-        """Whether a pattern matches the full dotted name of a module or of a parent of it."""
-        parts = module_name.split(".")
-        names = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-        return any(fnmatchcase(name, pattern) for name in names for pattern in self.exclude)
 
     def relaxed_slots(self, num_slots: int) -> range:
         """Slots that get the relaxed bits: round-half-up of fraction * num_slots, at least 1 if fraction > 0."""
@@ -179,16 +203,3 @@ class Recipe(_Scheme):
         relaxed = self.relaxed_slots(num_slots)
         bits = self.activations.num_bits if self.relax is None else self.relax.bits
         return tuple(bits if slot in relaxed else self.activations.num_bits for slot in range(num_slots))
-
-
-def _read(path: Path) -> Any:
-    """Plain data of a YAML or JSON file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe file {str(path)!r} cannot be read: {error}") from error
-    try:
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        first = " ".join(str(error).split())
-        raise RecipeError(f"recipe file {str(path)!r} is not valid {path.suffix[1:]}: {first}") from error

@@ -10,6 +10,8 @@ from halftone.errors import suggest
 
 __all__ = ["explain"]
 
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # the latter is one that is no text, such as 1
+
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One sentence about the first thing wrong with data for ``model``.
@@ -17,10 +19,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     The ``description`` of a field states what is allowed there ("an integer from 2 to 16").
     """
     details = error.errors()
-    first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
+    first = next((item for item in details if item["type"] in _UNKNOWN_KEY), details[0])
     loc = first["loc"]
     path = ".".join(str(part) for part in loc)
-    if first["type"] == "extra_forbidden":
+    if first["type"] in _UNKNOWN_KEY:
         known = _model_at(model, loc[:-1]).model_fields
         return f"unknown key {path!r}; {suggest(str(loc[-1]), known)}"
     if first["type"] == "value_error":

@@ -29,6 +29,7 @@ from pipelines import tiny_sd
 from transformers.utils import logging as transformers_logging
 
 import halftone
+from halftone.locks import only_writer
 from halftone.quantization import check_target
 
 diffusers_logging.disable_progress_bar()
@@ -39,15 +40,16 @@ COMPLETE, KILLED = 0, -signal.SIGKILL
 
 def command(folder: Path, steps: int) -> None:
     """What `halftone quantize` does, into folder/out with finished steps in folder/steps."""
-    check_target(folder / "out", folder / "steps")
-    result = halftone.quantize(
-        tiny_sd(scheduler="pndm" if steps > 2 else "ddim"),
-        "pcr-w8a8",
-        ["a red cube", "a blue ball", "x"][: steps - 1],
-        num_inference_steps=steps,
-        checkpoint_folder=folder / "steps",
-    )
-    result.save(folder / "out")
+    with only_writer(folder / "out"):
+        check_target(folder / "out", folder / "steps")
+        result = halftone.quantize(
+            tiny_sd(scheduler="pndm" if steps > 2 else "ddim"),
+            "pcr-w8a8",
+            ["a red cube", "a blue ball", "x"][: steps - 1],
+            num_inference_steps=steps,
+            checkpoint_folder=folder / "steps",
+        )
+        result.save(folder / "out")
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -138,8 +140,10 @@ def at_random_moments(root: Path, expected: dict[str, str], steps: int, duration
 
 
 def finish(folder: Path, expected: dict[str, str], steps: int) -> None:
-    """Runs the command again. It may refuse only if the kill came after all was done, bar removing an empty folder."""
-    done = contents(folder) == {f"out/{name}": digest for name, digest in expected.items()}
+    """Runs the command again. It may refuse only if the kill came after all was done, bar removing an empty folder and
+    the lock."""
+    left = {name: digest for name, digest in contents(folder).items() if name != ".out.lock"}
+    done = left == {f"out/{name}": digest for name, digest in expected.items()}
     if outcome(fork(lambda: command(folder, steps))) != COMPLETE and not done:
         raise SystemExit(f"{folder.name} could not be continued")
     if contents(folder) != {f"out/{name}": digest for name, digest in expected.items()}:

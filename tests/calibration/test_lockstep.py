@@ -14,6 +14,7 @@ from pipelines import denoiser_of, tiny_sd, tiny_sd3, tiny_sdxl
 
 import halftone
 from halftone.calibration import pipeline_call
+from halftone.calibration.lockstep import normal_draw
 from halftone.denoiser import set_submodule
 from halftone.layers import ExecutionMode, quantize_layer, quantized_layers
 from halftone.timesteps import SlotClock, TimestepSlots
@@ -261,3 +262,32 @@ def test_observers_are_dropped_when_their_slot_is_done(monkeypatch):
     monkeypatch.setattr(ProgressiveLockstep, "_leave", note)
     halftone.quantize(tiny_sd(scheduler="pndm"), "pcr-w8a8", PROMPTS[:1], num_inference_steps=STEPS)
     assert held == [0, 1, 0, 0, 0]
+
+
+def test_normal_draw_leans_towards_the_image():
+    """Quantiles of N(0.4, 0.5) at 1/8, 3/8, 5/8 and 7/8: -0.175, 0.241, 0.559, 0.975 of the way from the image."""
+    assert normal_draw(4, 10) == ((3,), (), (), (), (2,), (), (), (1,), (), (0,))
+    counts = [len(prompts) for prompts in normal_draw(1000, 10)]
+    assert sum(counts) == 1000 and sum(counts[5:]) == pytest.approx(579, abs=2)  # Phi(0.2) = 0.579
+    assert normal_draw(1, 3) == ((), (0,), ())
+
+
+@pytest.mark.parametrize("build", [tiny_sd, tiny_sd3])
+def test_ptq4dm_observes_each_prompt_at_one_step(build):
+    """Against hooks of our own, which watch whole calls of the pipeline and take the rows of the prompts drawn."""
+    layer = "mid_block.resnets.0.conv1" if build is tiny_sd else "transformer_blocks.0.attn.to_q"
+    pipeline, inputs = build(), []
+    module = denoiser_of(pipeline)
+    handle = module.get_submodule(layer).register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
+    generators = [torch.Generator().manual_seed(index) for index in range(3)]
+    pipeline(list(PROMPTS), num_inference_steps=STEPS, generator=generators, guidance_scale=4.0, output_type="latent")
+    handle.remove()
+    seen = [inputs[call][[prompt, 3 + prompt]] for call, drawn in enumerate(normal_draw(3, STEPS)) for prompt in drawn]
+    recipe = halftone.Recipe.from_dict(
+        {"activations": {"granularity": "tensor"}, "calibration": "full_precision", "observed_steps": "normal"}
+    )
+    result = halftone.quantize(build(), recipe, PROMPTS, num_inference_steps=STEPS, guidance_scale=4.0)
+    (found,) = result.calibration.ranges[layer]
+    expected = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert result.calibration.denoiser_passes_per_prompt == pytest.approx(STEPS + 1)

@@ -154,15 +154,39 @@ def test_steps_of_another_recipe_are_not_taken_when_their_settings_are_lost(tmp_
         _quantize(tmp_path / "b")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"", lambda data: b"\xff" * len(data)])
-def test_damaged_step_names_the_file_and_can_be_deleted(damage, tmp_path):
+def _flipped(position):
+    def flip(data):
+        data = bytearray(data)
+        data[position] ^= 1
+        return bytes(data)
+
+    return flip
+
+
+def _renamed(data):
+    """A tensor's name has another letter, and the file is still well-formed."""
+    assert data.count(b'"output"') == 1
+    return data.replace(b'"output"', b'"outpuu"')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-10],
+        lambda data: b"",
+        lambda data: b"\xff" * len(data),
+        *map(_flipped, (-1, -300, -2000)),
+        _renamed,
+    ],
+)
+def test_damaged_step_is_computed_anew(damage, tmp_path):
     _interrupted(tmp_path / "steps", 2)
     path = tmp_path / "steps" / "call-00001.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CalibrationError, match=r"call-00001\.safetensors is damaged"):
-        _quantize(tmp_path / "steps")
-    path.unlink()
-    assert _quantize(tmp_path / "steps").config == _quantize().config
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    resumed = _quantize(tmp_path / "steps")
+    assert resumed.config == _quantize().config and resumed.calibration.resumed_calls == 1
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])

@@ -2,13 +2,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pipelines import BUILDERS, denoiser_of, tiny_sd, tiny_sdxl
 from torch import nn
 
 from halftone.calibration.pipeline_call import call_pipeline
-from halftone.calibration.settings import CalibrationSettings
+from halftone.calibration.settings import CalibrationSettings, described
 from halftone.calibration.trace import trace_calls
 from halftone.denoiser import find_denoiser
 from halftone.errors import InputError
@@ -97,8 +99,22 @@ def test_text_encoders_walk_the_prompts_in_micro_batches(build):
 
 
 def test_record_holds_hashes_and_survives_arguments_that_cannot_be_copied():
-    generator = (number for number in range(3))
-    record = CalibrationSettings(("a", "b"), call_kwargs={"z": generator, "a": 1}).to_dict()
+    tracked = torch.ones(2, requires_grad=True) * 2
+    record = CalibrationSettings(("a", "b"), call_kwargs={"z": tracked, "a": 1}).to_dict()
     assert list(record["call_kwargs"]) == ["a", "z"] and record["call_kwargs"]["a"] == "1"
     assert record["prompts"] == 2
     assert record["prompts_sha256"][0] == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: Image.new("RGB", (4, 4), (value, 0, 0)),
+        lambda value: np.full(3, value),
+        lambda value: torch.full((3,), value),
+        lambda value: {"scale": [value, (None, "x", 1.5)]},
+    ],
+)
+def test_description_of_an_argument_tells_its_content_and_nothing_else(make):
+    assert described("image", make(1)) == described("image", make(1)) != described("image", make(2))
+    assert " at 0x" not in described("image", make(1))

@@ -1,7 +1,8 @@
-"""Finished denoiser calls of a calibration on disk, so that a killed run goes on where it was."""
+"""Finished denoiser calls and rounded layers on disk, so that a killed run goes on where it was."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -15,14 +16,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from halftone.errors import CalibrationError, InputError
-from halftone.files import output_errors, write_atomically
+from halftone.files import output_errors, parse_json, write_atomically
 
 _SETTINGS = "calibration.json"
-_CALLS = "call-*.safetensors"
+_STAMP = "key"
+_KINDS = ("call", "trajectory", "rounded")
 
 
 class Checkpoint:
-    """A folder with one safetensors file for each finished denoiser call.
+    """A folder with one safetensors file for each finished piece of one kind; at first the denoiser calls.
 
     Args:
         folder: where; made if missing. None keeps nothing (calibration from Python without resume).
@@ -37,6 +39,7 @@ class Checkpoint:
         self.folder = folder
         text = json.dumps(fingerprint, indent=2, sort_keys=True)
         self._command = hashlib.sha256(text.encode()).hexdigest()
+        self._kind = _KINDS[0]
         if folder is None:
             return
         if is_unfinished(folder):
@@ -47,23 +50,29 @@ class Checkpoint:
             _check_empty(folder)
             write_atomically(folder / _SETTINGS, text)
 
+    def part(self, kind: str) -> Checkpoint:
+        """The same folder for pieces of another kind: "call", "trajectory" or "rounded"."""
+        assert kind in _KINDS
+        other = copy.copy(self)
+        other._kind = kind
+        return other
+
     def load(self, call: int, key: str) -> dict[str, Tensor] | None:
-        """What `save` stored for this call, or None.
+        """What `save` stored for this call, or None; a damaged file is as good as none, and will be written anew.
 
         Raises:
-            CalibrationError: the file is damaged, or was made by another command or from another input.
+            CalibrationError: the file was made by another command or from another input.
         """
         if self.folder is None or not self._path(call).exists():
             return None
-        path = self._path(call)
         try:
-            tensors = load_file(path)
-            made_from = bytes(tensors.pop("key").tolist()).decode()
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise CalibrationError(
-                f"The finished step {path} is damaged ({error}); delete that file and run again."
-            ) from error
-        if made_from != self._stamp(key):
+            tensors = load_file(self._path(call))
+            stamp, _, contents = bytes(tensors.pop(_STAMP).tolist()).decode().rpartition(":")
+        except (SafetensorError, KeyError, ValueError):
+            return None
+        if contents != _contents(stamp, tensors):
+            return None
+        if stamp != self._stamp(key):
             raise CalibrationError(
                 f"The finished steps in {self.folder} were made from other inputs than this run computes"
                 " (another machine, thread count or library version?); delete that folder and run again."
@@ -78,9 +87,11 @@ class Checkpoint:
         """
         if self.folder is None:
             return
-        stamped = {**tensors, "key": torch.tensor(list(self._stamp(key).encode()), dtype=torch.uint8)}
+        plain = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        stamp = f"{self._stamp(key)}:{_contents(self._stamp(key), plain)}"
+        stamped = {**plain, _STAMP: torch.tensor(list(stamp.encode()), dtype=torch.uint8)}
         with output_errors(f"The finished step {self._path(call)}"):
-            write_atomically(self._path(call), save({k: v.contiguous().cpu() for k, v in stamped.items()}))
+            write_atomically(self._path(call), save(stamped))
 
     def discard(self) -> None:
         """Removes what was stored, and the folder if nothing else is in it; called when the artifact is written.
@@ -89,7 +100,8 @@ class Checkpoint:
         """
         if self.folder is None:
             return
-        for path in (*_own_parts(self.folder), *self.folder.glob(_CALLS), self.folder / _SETTINGS):
+        pieces = (path for kind in _KINDS for path in self.folder.glob(f"{kind}-*.safetensors"))
+        for path in (*_own_parts(self.folder), *pieces, self.folder / _SETTINGS):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
@@ -101,7 +113,7 @@ class Checkpoint:
 
     def _path(self, call: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"call-{call:05d}.safetensors"
+        return self.folder / f"{self._kind}-{call:05d}.safetensors"
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -117,7 +129,7 @@ def read_command(folder: Path) -> dict[str, Any]:
     """
     path = folder / _SETTINGS
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged; delete the folder {path.parent} and run again.") from error
 
@@ -128,9 +140,18 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(data.numpy().data).hexdigest()
 
 
+def _contents(stamp: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a finished step's file holds: a flipped bit in it would go on into the artifact unnoticed."""
+    lines = [stamp]
+    for name, tensor in sorted(tensors.items()):
+        lines.append(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:{digest(tensor)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _own_parts(folder: Path) -> Iterator[Path]:
     """Half-written files that a kill left behind."""
-    yield from folder.glob(f"{_CALLS}.part")
+    for kind in _KINDS:
+        yield from folder.glob(f"{kind}-*.safetensors.part")
     yield from folder.glob(f"{_SETTINGS}.part")
 
 

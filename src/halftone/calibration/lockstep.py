@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from halftone.calibration.checkpoint import Checkpoint, digest
 from halftone.calibration.observation import Observers, load_tensors, observing, to_tensors
 from halftone.calibration.trace import Trace, first_tensor
 from halftone.denoiser import Denoiser, as_output, timestep_of
-from halftone.errors import CalibrationError, NonFiniteError
+from halftone.errors import CalibrationError, InputError, NonFiniteError
 from halftone.layers import ExecutionMode, QuantizedLayer
-from halftone.microbatch import batch_size, in_micro_batches, micro_batches
+from halftone.microbatch import batch_size, in_micro_batches, micro_batches, pick_arguments
 from halftone.numerics import range_to_qparams
 from halftone.recipe import Recipe
 from halftone.timesteps import SlotClock
@@ -62,7 +63,7 @@ class Lockstep(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.calls
         slot = self.clock.set_timestep(timestep_of(self.module, args, kwargs))
-        key = _input_key(args, kwargs)
+        key = input_key(args, kwargs)
         stored = self.checkpoint.load(call, key)
         if stored is None:
             label = f"step {call + 1} of {len(self.trace.timesteps)} (timestep {self.clock.slots.timesteps[slot]:g})"
@@ -122,6 +123,12 @@ class Lockstep(ABC):
                 self._measure(row)
             del self.observers[row]
 
+    def rows_of(self, prompts: Sequence[int], total: int) -> list[int]:
+        """Rows of some prompts in a call with ``total`` rows: with guidance in one call the unconditional rows of all
+        prompts come first, then their conditional ones."""
+        halves = max(1, self.trace.rows)
+        return [half * (total // halves) + prompt for half in range(halves) for prompt in prompts]
+
     def _walk(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """One pass of all rows through the denoiser, in micro-batches."""
         return in_micro_batches(self._counted, self.rows)(*args, **kwargs)
@@ -131,9 +138,23 @@ class Lockstep(ABC):
             self._counted(*part, **named)
 
     def _counted(self, *args: Any, **kwargs: Any) -> Any:
-        """The denoiser's own forward; counts the rows that go through it."""
+        """The denoiser's own forward; counts the rows that go through it.
+
+        Raises:
+            InputError: it refuses its very first arguments; the trial call did not run it, and so could not tell.
+        """
+        first = self._rows_passed == 0
         self._rows_passed += batch_size(args, kwargs)
-        return self.forward(*args, **kwargs)
+        try:
+            return self.forward(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if not first or (isinstance(error, RuntimeError) and "shape" not in str(error)):
+                raise
+            said = " ".join(str(error).split())[-300:]
+            raise InputError(
+                f"{type(self.module).__name__} cannot run as the pipeline calls it; take the one that belongs to the"
+                f" pipeline ({said})."
+            ) from error
 
 
 class ProgressiveLockstep(Lockstep):
@@ -174,14 +195,37 @@ class FullPrecisionLockstep(Lockstep):
     """Observe the full-precision model on its own trajectory (the baselines' calibration data)."""
 
     def run_call(self, slot: int, label: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        with observing(self.layers, self._observers_of(slot), label):
-            return self._walk(args, kwargs)
+        if self.recipe.observed_steps == "all":
+            with observing(self.layers, self._observers_of(slot), label):
+                return self._walk(args, kwargs)
+        output, total = self._walk(args, kwargs), batch_size(args, kwargs)
+        prompts = normal_draw(total // max(1, self.trace.rows), len(self.trace.timesteps))[self.calls]
+        if prompts:
+            part, named = pick_arguments(args, kwargs, self.rows_of(prompts, total), total)
+            with observing(self.layers, self._observers_of(slot), label):
+                self._walk_without_output(part, named)
+        return output
 
     def row_of(self, slot: int) -> int:
         return slot if self.recipe.activations.granularity == "timestep" else 0
 
 
-def _input_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def normal_draw(prompts: int, calls: int) -> tuple[tuple[int, ...], ...]:
+    """Which prompts are observed at which call, each at one, as PTQ4DM draws its calibration data.
+
+    Shang et al., "Post-training Quantization on Diffusion Models" (2022, arXiv 2211.15736): the distance from the
+    image is normal with a standard deviation of half the trajectory and a mean below its middle (0.4 of it here), held
+    within the trajectory. Quantiles are taken instead of random numbers: the same distribution, evenly drawn.
+    """
+    normal = NormalDist(0.4, 0.5)
+    chosen: list[list[int]] = [[] for _ in range(calls)]
+    for prompt in range(prompts):
+        distance = min(1.0, max(0.0, normal.inv_cdf((prompt + 0.5) / prompts)))
+        chosen[calls - 1 - min(calls - 1, int(distance * calls))].append(prompt)
+    return tuple(tuple(group) for group in chosen)
+
+
+def input_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Digest of all tensors of the call: the latents, which sum up all that went before, the prompts' embeddings …"""
     return hashlib.sha256("".join(_digests((args, dict(kwargs)))).encode()).hexdigest()
 

@@ -11,7 +11,7 @@ import torch
 from halftone.calibration.pipeline_call import call_pipeline
 from halftone.calibration.settings import CalibrationSettings
 from halftone.denoiser import Denoiser, as_output, timestep_of
-from halftone.errors import InputError
+from halftone.errors import InputError, is_out_of_memory
 from halftone.microbatch import batch_size, replaced_forward
 
 
@@ -60,7 +60,9 @@ def trace_calls(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings
     with replaced_forward(denoiser.module, answer_zeros):
         try:
             call_pipeline(pipeline, settings, settings.prompts[:1])
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             said = " ".join(str(error).split())[-300:]
             raise InputError(f"{type(pipeline).__name__} cannot be called with these arguments: {said}") from error
     if not calls:
