@@ -294,6 +294,9 @@ def test_sets_apart_and_their_gap(request_of, noisy):
     assert gaps["latent_error"].difference == pytest.approx(
         sets["out"].latent_error.mean - sets["in"].latent_error.mean
     )
+    distance = sets["out"].fid_to_fp_unbiased - sets["in"].fid_to_fp_unbiased
+    assert gaps["fid_to_fp"].difference == pytest.approx(distance)
+    assert gaps["kid_to_fp"].difference == pytest.approx(sets["out"].kid_to_fp - sets["in"].kid_to_fp)
     facts = outcome.results.settings.prompt_sets
     assert facts["in"].n == facts["out"].n == 6 and facts["in"].sha256 != facts["out"].sha256
 
@@ -327,6 +330,8 @@ def test_attribute_accuracy_by_hand(request_of, sd_folder, clip_folder, tmp_path
     result = outcome.results.candidates[0].sets["words"]
     assert 0 < sum(hits) < len(hits), "or this test could not fail"
     assert result.attribute_accuracy == result.attribute_accuracy_reference == sum(hits) / len(hits)
+    change = result.attribute_accuracy_difference
+    assert (change.mean, *change.ci95, change.n) == (0.0, 0.0, 0.0, len(hits))
     assert result.clip_score == pytest.approx(np.mean(scores), abs=1e-3)
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from halftone import sources
 from halftone.errors import InputError
-from halftone.qdiffbench import features, model_folders
+from halftone.qdiffbench import features
 from halftone.qdiffbench.features import Extractor, build_extractor, extractor_names, register_extractor
 
 
@@ -151,7 +152,7 @@ def test_the_identity_follows_the_weights(clip_folder, tmp_path):
 
 
 def test_a_model_that_ships_with_the_package(clip_folder, monkeypatch):
-    monkeypatch.setattr(model_folders, "BUNDLED", clip_folder.parent)
+    monkeypatch.setattr(sources, "BUNDLED", clip_folder.parent)
     extractor = build_extractor(f"clip:bundled:{clip_folder.name}")
     assert extractor.identity.startswith(f"clip:bundled:{clip_folder.name}@sha256:")
     with pytest.raises(InputError, match="no bundled model 'mini-klip'"):

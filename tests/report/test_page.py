@@ -11,10 +11,10 @@ from made_up_results import candidate, pictures_of, results_of
 from PIL import Image
 
 from halftone.errors import InputError
+from halftone.qdiffbench.image_files import read_image
 from halftone.report import PageInput, write_page
 from halftone.report.gallery import GAIN
 from halftone.report.html import render_page
-from halftone.report.images import read_image
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 ADDRESS_ATTRIBUTES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}

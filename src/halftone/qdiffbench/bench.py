@@ -17,7 +17,7 @@ from halftone.qdiffbench.directions import higher_is_better
 from halftone.qdiffbench.distribution_intervals import frechet_difference, kid_difference
 from halftone.qdiffbench.environment import describe_environment
 from halftone.qdiffbench.features import build_extractor
-from halftone.qdiffbench.gallery import read_image
+from halftone.qdiffbench.image_files import read_image
 from halftone.qdiffbench.measure import ImageSet, Judges, Measured, ReferenceViews, measure
 from halftone.qdiffbench.model_facts import cost
 from halftone.qdiffbench.perceptual import Lpips
@@ -34,7 +34,7 @@ __all__ = ["RESULTS", "BenchOutcome", "BenchRequest", "bench", "load_judges"]
 RESULTS = "results.json"
 HUNDREDTHS = 100  # units of progress of a part whose own are not known
 COMPARED = ("psnr", "ssim", "ms_ssim", "lpips", "latent_error", "clip_score", "attribute_accuracy")
-GAPS = ("psnr", "ssim", "clip_score", "attribute_accuracy", "latent_error")
+GAPS = (*COMPARED, "fid_to_fp", "kid_to_fp")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Measuring:
 
     def _candidate(self, one: Contestant, painted: Painted, measured: Mapping[tuple[str, str], Measured]) -> Candidate:
         sets = {name: measured[one.name, name].result for name in self.prompts}
-        means = {name: _means(measured[one.name, name]) for name in self.prompts}
+        means = {name: _gap_values(measured[one.name, name]) for name in self.prompts}
         gaps = [
             Gap(metric=metric, from_set=a, to_set=b, difference=means[b][metric] - means[a][metric])
             for a, b in combinations(sets, 2)
@@ -252,8 +252,11 @@ def load_judges(request: BenchRequest) -> Judges:
     return Judges(extractors, clip, clip_extractor, lpips)
 
 
-def _means(measured: Measured) -> dict[str, float]:
-    return {name: float(column.mean()) for name, column in measured.values.items()}
+def _gap_values(measured: Measured) -> dict[str, float]:
+    """Each metric of a set; of the Fréchet distance the value without the bias, which sets of other sizes share not."""
+    means = {name: float(column.mean()) for name, column in measured.values.items()}
+    plain, unbiased = measured.result.fid_to_fp, measured.result.fid_to_fp_unbiased
+    return {**means, "fid_to_fp": plain if unbiased is None else unbiased, "kid_to_fp": measured.result.kid_to_fp}
 
 
 def _comparison(set_name: str, metric: str, a: str, b: str, difference: Difference) -> Comparison:

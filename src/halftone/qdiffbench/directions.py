@@ -32,5 +32,5 @@ def higher_is_better(metric: str) -> bool:
         InputError: no such metric.
     """
     if metric not in _HIGHER_IS_BETTER:
-        raise InputError(f"There is no metric {metric!r}; {suggest(metric, _HIGHER_IS_BETTER)}.")
+        raise InputError(f"There is no metric {metric!r}; {suggest(metric, _HIGHER_IS_BETTER)}")
     return _HIGHER_IS_BETTER[metric]

@@ -128,7 +128,7 @@ def build_extractor(spec: str, device: str = "cpu") -> Extractor:
     """
     name, _, source = spec.partition(":")
     if name not in _FACTORIES:
-        raise InputError(f"There is no feature extractor {name!r}; {suggest(name, _FACTORIES)}.")
+        raise InputError(f"There is no feature extractor {name!r}; {suggest(name, _FACTORIES)}")
     return _FACTORIES[name](source, device)
 
 

@@ -10,7 +10,7 @@ from halftone.files import output_errors, write_atomically
 from halftone.qdiffbench.bench import RESULTS, BenchOutcome, BenchRequest, load_judges
 from halftone.qdiffbench.environment import describe_environment
 from halftone.qdiffbench.foreign_images import MANIFEST, all_images, partners, read_manifest
-from halftone.qdiffbench.gallery import read_image
+from halftone.qdiffbench.image_files import read_image
 from halftone.qdiffbench.measure import ImageSet, ReferenceViews, measure
 from halftone.qdiffbench.prompt_sets import PromptSet, prompt_set_of
 from halftone.qdiffbench.ranks import Ranks

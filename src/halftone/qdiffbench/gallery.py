@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save
 
 from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
 from halftone.generation import GenerationSettings, paint
 from halftone.qdiffbench.fidelity import latent_error
+from halftone.qdiffbench.image_files import read_image
 from halftone.qdiffbench.memory import MemoryWatch
 from halftone.qdiffbench.prompt_sets import PromptSet
 from halftone.qdiffbench.ranks import Ranks
@@ -167,19 +167,6 @@ class _StepWatch:
         """Of a step; of the first one only the later ones tell, since it includes encoding the text."""
         spans = np.diff(self._times)[1:]
         return float(np.median(spans)) if len(spans) else whole
-
-
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """An image file as uint8 RGB (height, width, 3).
-
-    Raises:
-        InputError: it is absent or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The image {path} cannot be read: {error}") from error
 
 
 def _drift(latents: torch.Tensor, expected: torch.Tensor) -> tuple[float, ...]:

@@ -75,7 +75,7 @@ def check_scheme(library: str, scheme: str) -> Any:
     """
     known = LIBRARIES[library]
     if scheme not in known.schemes:
-        raise InputError(f"{library} has no scheme {scheme!r} here; {suggest(scheme, known.schemes)}.")
+        raise InputError(f"{library} has no scheme {scheme!r} here; {suggest(scheme, known.schemes)}")
     try:
         api = import_module(known.module)
     except Exception as error:  # also a build that does not fit this torch

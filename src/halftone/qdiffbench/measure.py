@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from halftone.errors import InputError
 from halftone.qdiffbench.clip_model import ClipModel
-from halftone.qdiffbench.differences import paired_difference
-from halftone.qdiffbench.directions import higher_is_better
-from halftone.qdiffbench.distribution_intervals import frechet_interval, kid_interval
+from halftone.qdiffbench.columns import Columns, Features, Progress, Values, distances, value_fields
 from halftone.qdiffbench.feature_files import keep_features, kept_features
 from halftone.qdiffbench.features import Extractor
 from halftone.qdiffbench.fidelity import ms_ssim, ms_ssim_fits, psnr, ssim
-from halftone.qdiffbench.gallery import read_image
+from halftone.qdiffbench.image_files import read_image
 from halftone.qdiffbench.intervals import summarize
-from halftone.qdiffbench.kernel_distance import kid_over_subsets
 from halftone.qdiffbench.matching import attribute_hits, clip_scores
 from halftone.qdiffbench.moments import too_few_images
 from halftone.qdiffbench.perceptual import Lpips
 from halftone.qdiffbench.prompt_sets import PromptSet
-from halftone.qdiffbench.set_results import Distances, KidSubsets, Mean, SetResult, StepDrift, Summary, WorstPair
+from halftone.qdiffbench.set_results import SetResult, StepDrift, Summary, WorstPair
 from halftone.qdiffbench.steps import Steps
 
 IMAGES_AT_ONCE = 64
 WORST_PAIRS = 10
-KID_SUBSET = 1000
 FEWEST_IMAGES = 4  # a half-sample needs two images
-
-Values = npt.NDArray[np.float64]
-Features = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 
 def _silent(done: int, total: int) -> None:
@@ -76,21 +66,15 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Columns):
     """What the records of results.json are made from, kept for comparisons between candidates.
 
     Attributes:
-        values: metric -> (n,) values by prompt; ``latent_error`` has the followed prompts only.
-        features: extractor -> (n, d) of the candidate's images.
-        reference_features: the same of the reference's images.
         result: the record.
         warnings: sentences for the reader.
         seeds: of the candidate's images, as in its `ImageSet`.
     """
 
-    values: Mapping[str, Values]
-    features: Mapping[str, Features]
-    reference_features: Mapping[str, Features]
     result: SetResult
     warnings: tuple[str, ...] = ()
     seeds: Sequence[int | None] = ()
@@ -142,28 +126,32 @@ def measure(reference: ReferenceViews, candidate: ImageSet, bootstrap_seed: int,
             features[name] = extract(extractor, candidate, one)
         with steps.part(count) as one:
             references[name] = reference.features(name, one)
-    words = _matching(reference, candidate, features, steps)
-    values |= {name: column for name, column in words.items() if not name.endswith("_reference")}
-    distances = {}
+    matched, references_matched = _matching(reference, candidate, features, steps)
+    columns = Columns(values | matched, references_matched, features, references)
+    found = {}
     for name in features:
         with steps.part(count) as one:
-            distances[name] = _distances(features[name], references[name], bootstrap_seed, one)
-    main, *others = distances
-    fields: dict[str, Any] = dict(distances[main]) | _word_fields(words, bootstrap_seed)
-    for name in ("psnr", "ssim", "ms_ssim", "lpips", "latent_error"):
-        if name in values:
-            summary = summarize(values[name], higher_is_better=higher_is_better(name), seed=bootstrap_seed)
-            fields[name] = Summary.of(summary)
+            found[name] = distances(features[name], references[name], bootstrap_seed, one)
+    main, *others = found
     result = SetResult(
-        n=len(pairs),
-        **fields,
+        n=count,
+        **dict(found[main]),
+        **value_fields(columns, bootstrap_seed),
         drift=_drift(drift, bootstrap_seed),
-        other_features={name: distances[name] for name in others},
+        other_features={name: found[name] for name in others},
         worst_pairs=_worst(values["psnr"], reference.prompts, candidate.seeds),
     )
-    few = [too_few_images(len(pairs), judges.extractors[name].dimension) for name in distances]
+    few = [too_few_images(count, judges.extractors[name].dimension) for name in found]
     warnings = [*few, _other_noise(reference.images, candidate)]
-    return Measured(values, features, references, result, tuple(filter(None, warnings)), candidate.seeds)
+    return Measured(
+        columns.values,
+        columns.reference_values,
+        features,
+        references,
+        result,
+        tuple(filter(None, warnings)),
+        candidate.seeds,
+    )
 
 
 def extract(extractor: Extractor, images: ImageSet, progress: Progress = _silent) -> Features:
@@ -250,11 +238,11 @@ def _scores_alone(reference: ReferenceViews) -> bool:
 
 def _matching(
     reference: ReferenceViews, candidate: ImageSet, features: Mapping[str, Features], steps: Steps
-) -> dict[str, Values]:
-    """CLIP scores and attribute hits by prompt, of the candidate and, under ``…_reference``, of the reference."""
+) -> tuple[dict[str, Values], dict[str, Values]]:
+    """CLIP scores and attribute hits by prompt, of the candidate and of the reference."""
     judges, prompts = reference.judges, reference.prompts
     if judges.clip is None or prompts is None:
-        return {}
+        return {}, {}
     shared = _shared(judges)
     if shared is not None:
         ours, theirs = features[shared], reference.features(shared)
@@ -263,40 +251,14 @@ def _matching(
             ours = extract(_extractor(judges, ""), candidate, one)
         with steps.part(len(candidate.paths)) as one:
             theirs = reference.features("", one)
-    words = {
-        "clip_score": clip_scores(ours, reference.texts()),
-        "clip_score_reference": clip_scores(theirs, reference.texts()),
-    }
-    if prompts.has_alternatives:
-        alternatives = [entry.alternatives for entry in prompts.entries]
-        for name, images in (("attribute_accuracy", ours), ("attribute_accuracy_reference", theirs)):
-            words[name] = attribute_hits(images, prompts.prompts, alternatives, judges.clip).astype(np.float64)
-    return words
-
-
-def _word_fields(words: Mapping[str, Values], seed: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: float(column.mean()) for name, column in words.items()}
-    if words:
-        difference = paired_difference(words["clip_score"], words["clip_score_reference"], seed=seed)
-        fields["clip_score_difference"] = Mean.of(difference)
-    return fields
-
-
-def _distances(ours: Features, theirs: Features, seed: int, progress: Progress) -> Distances:
-    n = len(ours)
-    fid = frechet_interval(ours, theirs, seed=seed, progress=progress)
-    kid = kid_interval(ours, theirs, seed=seed)
-    subsets = kid_over_subsets(ours, theirs, paired=True, size=KID_SUBSET, seed=seed) if n > KID_SUBSET else None
-    return Distances(
-        fid_to_fp=fid.mean,
-        fid_to_fp_unbiased=fid.unbiased,
-        fid_to_fp_ci95=(fid.low, fid.high),
-        kid_to_fp=kid.mean,
-        kid_to_fp_ci95=(kid.low, kid.high),
-        kid_subsets=None
-        if subsets is None
-        else KidSubsets(mean=subsets.mean, std=subsets.std, subsets=subsets.subsets, size=subsets.size),
-    )
+    found: tuple[dict[str, Values], dict[str, Values]] = {}, {}
+    for columns, images in zip(found, (ours, theirs), strict=True):
+        columns["clip_score"] = clip_scores(images, reference.texts())
+        if prompts.has_alternatives:
+            alternatives = [entry.alternatives for entry in prompts.entries]
+            hits = attribute_hits(images, prompts.prompts, alternatives, judges.clip)
+            columns["attribute_accuracy"] = hits.astype(np.float64)
+    return found
 
 
 def _drift(followed: Sequence[tuple[float, ...]], seed: int) -> tuple[StepDrift, ...]:

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from halftone.errors import InputError, suggest
+from halftone.errors import InputError
 from halftone.files import file_sha256
+from halftone.sources import BUNDLED_PREFIX, bundled_folder
 
-BUNDLED_PREFIX = "bundled:"
-BUNDLED = Path(__file__).parents[1] / "bundled"
+_CONFIG = "config.json"
 _WANTED = ["*.json", "*.safetensors", "merges.txt", "vocab.txt"]
 # what belongs to the tokenizer or to other programs, and what a run may write beside the weights
-_WHAT_MAKES_FEATURES = ("config.json", "preprocessor_config.json", "processor_config.json")
+_WHAT_MAKES_FEATURES = (_CONFIG, "preprocessor_config.json", "processor_config.json")
 
 Loaded = TypeVar("Loaded")
 
@@ -30,14 +30,14 @@ def resolve_model(source: str) -> Path:
         InputError: there is no such model, or it has no configuration or no safetensors.
     """
     if source.startswith(BUNDLED_PREFIX):
-        folder = _bundled(source.removeprefix(BUNDLED_PREFIX))
+        folder = bundled_folder(source.removeprefix(BUNDLED_PREFIX), _CONFIG)
     elif Path(source).is_dir():
         folder = Path(source)
     elif source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists():
         folder = _downloaded(source)
     else:
         raise InputError(f"{source} is neither a folder, nor a hub id of the form owner/name, nor bundled:NAME.")
-    for pattern in ("config.json", "*.safetensors"):
+    for pattern in (_CONFIG, "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise InputError(f"{source} is not a model folder with safetensors: it has no {pattern}.")
     return folder
@@ -50,11 +50,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: it is not a JSON object.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error
+        raise InputError(f"{folder / _CONFIG} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
-        raise InputError(f"{folder / 'config.json'} does not hold a JSON object.")
+        raise InputError(f"{folder / _CONFIG} does not hold a JSON object.")
     return config
 
 
@@ -94,13 +94,6 @@ def load_model(make: Callable[..., Any], folder: Path, what: str) -> Any:
     if missing:
         raise InputError(f"The {what} in {folder} lacks {len(missing)} of its weights, such as {missing[0]}.")
     return model
-
-
-def _bundled(name: str) -> Path:
-    known = sorted(path.name for path in BUNDLED.iterdir() if path.is_dir()) if BUNDLED.is_dir() else []
-    if name not in known:
-        raise InputError(f"There is no bundled model {name!r}; {suggest(name, known)}.")
-    return BUNDLED / name
 
 
 def _downloaded(hub_id: str) -> Path:

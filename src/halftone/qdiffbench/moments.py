@@ -5,11 +5,8 @@ Memory is one (d, d) matrix of float64 however many images there are: 0.5 MB for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from halftone.errors import InputError
 
@@ -84,41 +81,6 @@ class Moments:
         if self.count < 2:
             raise InputError(f"A covariance needs at least two images, and there are {self.count}.")
         return self.scatter / (self.count - 1)
-
-    def to_tensor(self) -> torch.Tensor:
-        """Everything as one flat float64 tensor (1 + d + d²,) for ``torch.distributed.all_gather``.
-
-        Gather the tensors of all ranks and hand them to :meth:`from_tensors`; a sum over ranks is not meaningful.
-        """
-        packed = np.concatenate([[float(self.count)], self.mean, self.scatter.ravel()])
-        return torch.from_numpy(packed)
-
-    @classmethod
-    def from_tensors(cls, tensors: Iterable[torch.Tensor]) -> Moments:
-        """Merges what :meth:`to_tensor` gave on each rank, in the order given.
-
-        Raises:
-            InputError: there is none, or one has a size or dtype that :meth:`to_tensor` never gives.
-        """
-        parts = [cls._unpacked(tensor) for tensor in tensors]
-        if not parts:
-            raise InputError("There are no moments to merge.")
-        for part in parts[1:]:
-            parts[0].merge(part)
-        return parts[0]
-
-    @classmethod
-    def _unpacked(cls, tensor: torch.Tensor) -> Moments:
-        packed = tensor.detach().cpu().numpy()
-        # 1 + d + d² lies between d² and (d + 1)², so d is its integer root
-        dimension = int(np.sqrt(packed.size))
-        if packed.dtype != np.float64 or packed.ndim != 1 or packed.size != 1 + dimension + dimension**2:
-            raise InputError(f"A {packed.dtype} tensor of shape {packed.shape} does not hold moments.")
-        moments = cls(dimension)
-        moments.count = int(packed[0])
-        moments.mean = packed[1 : 1 + dimension].copy()
-        moments.scatter = packed[1 + dimension :].reshape(dimension, dimension).copy()
-        return moments
 
     def _join(self, count: int, mean: FloatArray, scatter: FloatArray) -> None:
         """Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm" (1979), equation 2.1."""

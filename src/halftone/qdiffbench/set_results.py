@@ -126,6 +126,9 @@ class SetResult(Distances):
     attribute_accuracy_reference: float | None = Field(
         default=None, ge=0, le=1, description="The same of the reference's images."
     )
+    attribute_accuracy_difference: Mean | None = Field(
+        default=None, description="Candidate minus reference, paired by prompt, as a share of the prompts."
+    )
     psnr: Summary = Field(description="Peak signal-to-noise ratio in dB, capped at 100; higher is better.")
     ssim: Summary = Field(description="Structural similarity in -1 … 1; higher is better.")
     ms_ssim: Summary | None = Field(

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from halftone.denoiser import find_denoiser, timestep_of
 from halftone.errors import InputError
-from halftone.files import output_errors, write_atomically
+from halftone.files import output_errors, remove_stale_parts, write_atomically
 from halftone.generation import GenerationSettings, default_guidance, paint
 from halftone.kernels.registry import ENVIRONMENT_VARIABLE
 from halftone.qdiffbench.contestants import Contestant
@@ -91,6 +91,8 @@ class Studio:
         if reference is not None:
             base["compared_with"] = reference.identity
         folder = root / _hash(base)[:16]
+        if self.ranks.is_first:
+            remove_stale_parts(folder)
         expected = reference.facts.get("scheduler") if reference is not None else None
         opener = _Opener(one, self.request, dtype, folder, self.ranks, expected)
         galleries, is_older = {}, False

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from halftone.errors import InputError
+from halftone.qdiffbench.image_files import read_image
 from halftone.qdiffbench.results import Results
-from halftone.report.images import ByteImage, contact_sheet, data_uri, difference, read_image, reduced
+from halftone.report.images import ByteImage, contact_sheet, data_uri, difference, reduced
 from halftone.report.page_input import Picture
 from halftone.report.standing import Standing, set_names
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +13,6 @@ from PIL import Image
 from halftone.errors import InputError
 
 ByteImage = npt.NDArray[np.uint8]
-
-
-def read_image(path: Path) -> ByteImage:
-    """An image file as uint8 RGB, (height, width, 3).
-
-    Raises:
-        InputError: the file is absent or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The picture {path} cannot be read ({error}); generate it again.") from error
 
 
 def difference(a: ByteImage, b: ByteImage, gain: int) -> ByteImage:

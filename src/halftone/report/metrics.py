@@ -76,7 +76,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % score interval of a share of n prompts (Wilson, 1927)."""
     center = (share + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
     half = _Z95 / (1 + _Z95**2 / n) * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    # exactly the ends where they are exact, which rounding would miss by 1e-17
+    return 0.0 if share <= 0.0 else max(0.0, center - half), 1.0 if share >= 1.0 else min(1.0, center + half)
 
 
 def gap_interval(first: Reading, second: Reading) -> tuple[float, float] | None:
