@@ -1,5 +1,8 @@
 """Error kinds and the hint for misspelt names."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from halftone import errors
@@ -16,6 +19,17 @@ def test_non_finite_is_a_calibration_error():
 
 def test_suggest_names_the_nearest_whatever_its_case():
     assert errors.suggest("MinMx", ["minmax", "mse"]) == "did you mean 'minmax'?"
+
+
+@pytest.mark.parametrize("asked, meant", [("DDMI", "DDIM"), ("ddpm", "DDPM"), ("DDPN", "DDPM")])
+def test_suggest_thinks_of_swapped_letters_first(asked, meant):
+    assert errors.suggest(asked, ["DDIM", "DDPM", "PNDM"]) == f"did you mean {meant!r}?"
+
+
+def test_no_sentence_goes_on_after_a_suggestion():
+    """It ends in a question mark, or in the last of the known names."""
+    files = Path(errors.__file__).parent.rglob("*.py")
+    assert not [path.name for path in files if re.search(r"suggest\([^{}]*\)\}\.", path.read_text(encoding="utf-8"))]
 
 
 def test_suggest_lists_all_when_nothing_is_near():

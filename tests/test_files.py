@@ -7,7 +7,7 @@ import os
 import pytest
 
 from halftone.errors import OutputError
-from halftone.files import file_sha256, output_errors, reason_of, sync_tree, write_atomically
+from halftone.files import file_sha256, output_errors, reason_of, remove_stale_parts, sync_tree, write_atomically
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path):
@@ -42,7 +42,7 @@ def test_new_file_is_not_seen_before_it_is_whole(tmp_path, monkeypatch):
 
 
 def test_reasons():
-    assert reason_of(OSError(errno.EACCES, "Permission denied")) == "[Errno 13] Permission denied"
+    assert reason_of(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
     rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
     assert reason_of(rust) == "no space is left on the device"
     assert reason_of(Exception("two\nlines")) == "two lines"
@@ -70,3 +70,29 @@ def test_two_processes_write_one_file_through_temporary_files_of_their_own(tmp_p
     write_atomically(path, "one", shared=True)
     write_atomically(path, "two", shared=True)
     assert len(set(parts)) == 2 and path.read_text() == "two" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom halftone.files import write_atomically\n"
+        "os.replace = lambda *_: os._exit(9)\n"  # as if killed between writing and renaming
+        "write_atomically(Path(sys.argv[1]), 'text', shared=True)\n"
+    )
+    (tmp_path / "below").mkdir()
+    for name in ("a.png", "below/b.npy"):
+        assert subprocess.run([sys.executable, "-c", script, tmp_path / name], timeout=60).returncode == 9
+    seen = []
+    monkeypatch.setattr(os, "replace", lambda part, path: seen.append(part))
+    write_atomically(tmp_path / "mine.png", "text", shared=True)  # of this process, which lives
+    left = sorted(tmp_path.rglob("*.part"))
+    assert len(left) == 3
+    foreign = [tmp_path / f"{name}.0123abcd-1-0123abcd.part" for name in ("old", "new")]
+    for path in (*foreign, tmp_path / "users-own.part"):
+        path.touch()
+    os.utime(foreign[0], (0, 0))
+    remove_stale_parts(tmp_path)
+    assert sorted(tmp_path.rglob("*.part")) == sorted([*seen, foreign[1], tmp_path / "users-own.part"])
+    remove_stale_parts(tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pipelines import tiny_sd, tiny_sd3, tiny_sdxl
 
 import halftone
 from halftone import generation
-from halftone.errors import InputError, OutputError
+from halftone.errors import InputError, NonFiniteError, OutputError
 from halftone.generation import GenerationSettings, default_guidance, generate, paint
 
 FAST = GenerationSettings(num_inference_steps=2, seed=10)
@@ -224,9 +225,9 @@ def test_full_disk_is_one_sentence_and_keeps_the_images_before(pipeline, tmp_pat
 
 
 def test_wrong_arguments_leave_no_folder(pipeline, tmp_path):
-    for prompts, settings in [([], FAST), (["a\0b"], FAST), (["x" * 10_001], FAST), (["x"], GenerationSettings(0))]:
+    for prompts, steps in [([], 2), (["a\0b"], 2), (["x" * 10_001], 2), (["x"], 0)]:
         with pytest.raises(InputError):
-            generate(pipeline, prompts, tmp_path / "out", settings)
+            generate(pipeline, prompts, tmp_path / "out", GenerationSettings(steps))
     assert not (tmp_path / "out").exists()
 
 
@@ -265,6 +266,28 @@ def test_pipeline_without_guidance_has_no_default():
     assert default_guidance(Unguided()) is None and default_guidance(Unknown()) is None
 
 
+@pytest.mark.parametrize("build", [tiny_sd, tiny_sdxl, tiny_sd3])
+@pytest.mark.parametrize("side, size", [("height", (16, 24)), ("width", (24, 16))])
+def test_one_side_alone_gets_the_pipelines_other_one(build, side, size, tmp_path):
+    paths = generate(build(), PROMPTS[:1], tmp_path, GenerationSettings(1, **{side: 24}))
+    assert Image.open(paths[0]).size == size
+    settings = json.loads((tmp_path / "generation.json").read_text())
+    assert (settings["width"], settings["height"]) == size
+
+
+def test_second_command_in_one_folder_is_refused_while_the_first_one_paints(pipeline, tmp_path):
+    refused = []
+
+    def meanwhile(*_):
+        with ThreadPoolExecutor(1) as other:
+            refused.append(other.submit(generate, pipeline, PROMPTS, tmp_path / "out", FAST).exception())
+
+    generate(pipeline, PROMPTS[:2], tmp_path / "out", FAST, progress=meanwhile)
+    assert [type(error) for error in refused] == [InputError] * 2 and "Another command" in str(refused[0])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"00000.png", "00001.png", "manifest.jsonl", "generation.json"}
+
+
 def test_what_the_safety_checker_made_black_is_marked_and_told(tmp_path):
     pipeline, verdicts, warnings = tiny_sd(), iter([False, True]), []
     pipeline.run_safety_checker = lambda image, *_: (image, [next(verdicts)])
@@ -276,3 +299,15 @@ def test_what_the_safety_checker_made_black_is_marked_and_told(tmp_path):
     assert len(warnings) == 2
     with pytest.warns(UserWarning, match="safety checker"):
         generate(pipeline, PROMPTS[:2], tmp_path, FAST)
+
+
+def test_an_image_that_the_vae_decodes_to_nan_is_no_black_image(tmp_path):
+    """As those of SDXL in float16: the latents are finite."""
+    pipeline = tiny_sd()
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_in.weight.fill_(1e38)
+    with pytest.raises(NonFiniteError, match=r"The decoded image of the prompt 'a' holds NaN .*torch\.float32"):
+        paint(pipeline, "a", 0, GenerationSettings(1))
+    healthy = tiny_sd()
+    paint(healthy, "a", 0, GenerationSettings(1))
+    assert not healthy.vae.decoder._forward_hooks, "nothing stays behind"

@@ -6,17 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import fake_quantize
 
 from halftone.errors import InputError, NonFiniteError
 from halftone.numerics import (
     MIN_SCALE,
     QParams,
     dequantize,
-    fake_quantize,
     quantize,
     quantize_weight,
     range_to_qparams,
-    split_planes,
 )
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -98,11 +97,6 @@ def test_dequantize_by_hand():
     assert dequantize(codes, 0.5, 3).tolist() == [-1.5, 0.0, 126.0]
 
 
-def test_fake_quantize_keeps_dtype():
-    qparams = range_to_qparams(-1.0, 1.0, 8)
-    assert fake_quantize(torch.ones(2, dtype=torch.bfloat16), qparams).dtype == torch.bfloat16
-
-
 def test_quantize_weight_by_hand():
     integers, scale = quantize_weight(torch.tensor([[1.27, -0.634], [0.0, 0.0]]), 8)
     assert integers.tolist() == [[127, -63], [0, 0]]
@@ -129,12 +123,3 @@ def test_quantize_weight_refuses_non_finite(bad):
 def test_quantize_weight_refuses_more_than_eight_bits():
     with pytest.raises(InputError, match="2 to 8"):
         quantize_weight(torch.ones(1, 1), 9)
-
-
-@pytest.mark.parametrize("num_bits", [2, 8, 9, 10, 13, 16])
-def test_planes_add_up_to_the_codes(num_bits):
-    codes = torch.arange(2**num_bits, dtype=torch.int32)
-    planes = split_planes(codes, num_bits)
-    assert len(planes) == (1 if num_bits <= 8 else 2)
-    assert all(plane.dtype == torch.uint8 for _, plane in planes)
-    assert sum(factor * plane.int() for factor, plane in planes).equal(codes)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from oracles import fake_quantize
 
 from halftone.errors import CalibrationError, NonFiniteError, RecipeError
-from halftone.numerics import fake_quantize, range_to_qparams
+from halftone.numerics import range_to_qparams
 from halftone.observers import MinMaxObserver, build_observer, observer_names, register_observer
 
 NAMES = ("minmax", "mse", "percentile")

@@ -19,6 +19,15 @@ def test_import_loads_no_heavy_library():
     assert _run(f"import sys, halftone; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
+def test_import_is_quick():
+    """What comes before the command's own handler stands is open to a Ctrl-C that ends in a traceback."""
+    slow = "{'asyncio', 'ssl', 'inspect', 'importlib.metadata', 'wrapt'}"
+    assert (
+        _run(f"import sys; known = set(sys.modules); import halftone.cli; print({slow} & set(sys.modules) - known)")
+        == "set()"
+    )
+
+
 def test_dir_lists_the_public_names():
     assert set(dir(halftone)) == set(halftone.__all__)
 
@@ -40,3 +49,11 @@ def test_diffusers_learns_the_format_in_either_import_order(first, second):
         "print('halftone' in auto.AUTO_QUANTIZATION_CONFIG_MAPPING)"
     )
     assert _run(code) == "True"
+
+
+def test_diffusers_table_is_the_real_module_still():
+    code = (
+        "import halftone, importlib.util, inspect, diffusers.quantizers.auto as auto; "
+        "print(inspect.getsource(auto).count('AUTO_QUANTIZER_MAPPING') > 0, auto.__spec__.origin == auto.__file__)"
+    )
+    assert _run(code) == "True True"

@@ -39,6 +39,23 @@ def test_more_than_there_are_is_refused(arguments, message, tmp_path):
         read_prompts(_file(tmp_path, "a\nb"), **arguments)
 
 
+@pytest.mark.parametrize("name, text", [("p.jsonl", "[" * 200_000), ("p.csv", "prompt,alternatives\nx,{deep}\n")])
+def test_nesting_too_deep_is_one_sentence(name, text, tmp_path):
+    (tmp_path / name).write_text(text.format(deep="[" * 100_000))
+    with pytest.raises(InputError, match=r"p\.(jsonl|csv), line \d.*(nested too deeply|must be a JSON list)"):
+        read_prompts(tmp_path / name)
+
+
+def test_any_iterable_of_texts_will_do():
+    assert check_prompts(text for text in ("a", "b")) == ("a", "b")
+    assert check_prompts({"a": 1}) == ("a",)
+    with pytest.raises(InputError, match="There are no prompts"):
+        check_prompts(text for text in ())
+    for wrong in (None, 5):
+        with pytest.raises(InputError, match="Prompts must be a list of texts, not"):
+            check_prompts(wrong)
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", " \t\r\n"])
 def test_empty_file_is_refused(text, tmp_path):
     with pytest.raises(InputError, match="has no prompts"):

@@ -36,6 +36,12 @@ def _quantize(pipeline=None, recipe="pcr-w8a8", prompts=("x",), steps=2, **argum
         ({"prompts": ["\udce9"]}, "no valid Unicode"),
         ({"steps": 0}, "num_inference_steps is 0"),
         ({"steps": "20"}, "num_inference_steps is '20'"),
+        ({"steps": True}, "num_inference_steps is True"),
+        ({"seed": True}, "seed is True"),
+        ({"guidance_scale": "7"}, "guidance_scale is '7'"),
+        ({"prompts": 5}, "Prompts must be a list of texts, not int"),
+        ({"callback_on_step_end": print}, "callback_on_step_end is or holds a builtin_function"),
+        ({"cross_attention_kwargs": {"x": object()}}, "cross_attention_kwargs is or holds a object"),
         ({"steps": 1001}, "cannot be called with these arguments"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1.5}, "batch_size is 1.5"),
@@ -45,7 +51,7 @@ def _quantize(pipeline=None, recipe="pcr-w8a8", prompts=("x",), steps=2, **argum
         ({"output_type": "np"}, "output_type cannot be set"),
         ({"generator": None}, "generator cannot be set"),
         ({"num_images_per_prompt": 2}, "num_images_per_prompt cannot be set"),
-        ({"negative_prompt": ["a", "b"]}, "cannot be called with these arguments"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 texts for 1 prompts; give one text, or one for each"),
     ],
 )
 def test_wrong_arguments_are_one_sentence_and_leave_the_pipeline_alone(arguments, message):
@@ -64,6 +70,43 @@ def test_wrong_recipes(tmp_path):
         _quantize(recipe=tmp_path / "mine.yaml")
     with pytest.raises(RecipeError, match="did you mean 'pcr-w8a8'"):
         _quantize(recipe="prc-w8a8")
+
+
+def test_recipe_may_be_a_mapping_and_prompts_any_iterable():
+    data = Recipe.load("pcr-w8a8").to_dict()
+    result = _quantize(recipe=data, prompts=(text for text in ("x", "y")))
+    assert result.config.recipe == Recipe.load("pcr-w8a8") and result.config.calibration["prompts"] == 2
+    with pytest.raises(RecipeError, match="not NoneType"):
+        _quantize(recipe=None)
+
+
+@pytest.mark.parametrize("build", [tiny_sd, tiny_sdxl])
+def test_negative_prompt_is_one_for_all_or_one_for_each(build):
+    digests = []
+    for negative in ("no", ["no", "no", "no"], ("no", "", "never")):
+        result = _quantize(build(), prompts=("a", "b", "c"), steps=1, negative_prompt=negative)
+        digests.append(quantized_digest(result.pipeline.unet))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_second_prompt_and_latents_are_those_of_the_prompts():
+    """As SDXL has it: a text for all prompts beside a list of negative ones, and noise of one's own."""
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    arguments = {"prompt_2": "hello", "negative_prompt": ["no", "", "never"], "latents": latents}
+    result = _quantize(tiny_sdxl(), prompts=("a", "b", "c"), steps=1, **arguments)
+    described = result.config.calibration["call_kwargs"]
+    assert described["prompt_2"] == "'hello'"
+    assert described["latents"].startswith("tensor(torch.float32, (3, 4, 8, 8), sha256 ")
+
+
+def test_denoiser_of_another_pipeline_is_one_sentence():
+    pipeline = tiny_sd()
+    pipeline.register_modules(unet=tiny_sdxl().unet)
+    for recipe in ("pcr-w8a8", "minmax-w8a8"):
+        with pytest.raises(InputError, match="UNet2DConditionModel cannot run as the pipeline calls it") as caught:
+            halftone.quantize(pipeline, recipe, ["x"], num_inference_steps=1)
+        assert "\n" not in str(caught.value)
+        pipeline.register_modules(unet=tiny_sdxl().unet)
 
 
 def test_what_is_no_full_precision_pipeline():

@@ -40,3 +40,14 @@ def test_flow_matching_pipeline_takes_its_own_kind_only():
     assert type(pipeline.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
     with pytest.raises(InputError):
         use_scheduler(pipeline, "PNDM")
+
+
+def test_too_few_steps_for_a_runge_kutta_start_are_one_sentence():
+    from halftone.generation import GenerationSettings, paint
+
+    pipeline = tiny_sd()
+    use_scheduler(pipeline, "PNDM")
+    with pytest.raises(InputError, match="begins with Runge-Kutta steps here and needs at least 4 steps, not 3"):
+        paint(pipeline, "a", 0, GenerationSettings(3))
+    paint(pipeline, "a", 0, GenerationSettings(4))
+    paint(tiny_sd(scheduler="pndm"), "a", 0, GenerationSettings(1))

@@ -8,7 +8,8 @@ import warnings
 
 import pytest
 import torch
-from pipelines import save_folder, tiny_sd
+from pipelines import save_folder, tiny_sd, tiny_sd3
+from safetensors.torch import load_file, save_file
 
 from halftone import sources
 from halftone.errors import InputError
@@ -65,6 +66,17 @@ def test_hub_id_that_cannot_be_had(monkeypatch):
     assert "could not be had from the hub either: offline mode" in _refused("owner/name")
 
 
+def test_hub_repository_of_a_variant_alone_is_downloaded(sd_folder, monkeypatch):
+    def download(_, use_safetensors, variant=None):
+        assert use_safetensors
+        if variant is None:
+            raise OSError("Could not find the necessary `safetensors` weights in {'a.bin'} (variant=None)")
+        return str(sd_folder)
+
+    monkeypatch.setattr(sources.DiffusionPipeline, "download", download)
+    assert resolve_folder("owner/name") == sd_folder
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"_class_name": "Nowhere"}', '{"_class_name": 5}', "\xff"])
 def test_damaged_index(text, folder):
     (folder / "model_index.json").write_bytes(text.encode("latin1"))
@@ -96,7 +108,8 @@ def test_damaged_or_missing_weights(part, size, folder):
 def test_nothing_is_unpickled(part, pickled, folder, tmp_path):
     (folder / part).unlink()
     (folder / pickled).write_bytes(pickle.dumps(_Bomb(str(tmp_path / "boom"))))
-    _refused(folder)
+    text = _refused(folder)
+    assert ".bin files alone" in text and "save_pretrained(NEW)" in text
     assert not (tmp_path / "boom").exists()
 
 
@@ -111,7 +124,7 @@ def test_code_in_the_folder_does_not_run(key, module, folder, tmp_path):
 
 
 def test_bundled_models_are_the_folders_with_a_pipeline(tmp_path, monkeypatch, sd_folder):
-    monkeypatch.setattr(sources, "_BUNDLED", tmp_path)
+    monkeypatch.setattr(sources, "BUNDLED", tmp_path)
     (tmp_path / "prompts").mkdir()
     shutil.copytree(sd_folder, tmp_path / "mini-sd")
     assert bundled_names() == ("mini-sd",) and resolve_folder("bundled:mini-sd") == tmp_path / "mini-sd"
@@ -141,6 +154,81 @@ def test_content_is_told_by_files_not_by_path(folder, sd_folder, sd_artifact, tm
     save_folder(tiny_sd(seed=1), tmp_path / "other")
     shutil.copytree(tmp_path / "other" / "unet", folder / "unet", dirs_exist_ok=True)
     assert content_sha256(folder) != content_sha256(sd_folder)
+
+
+def test_content_is_that_of_the_components_and_no_output_in_the_folder(folder, sd_folder):
+    for name in ("images", "unet/images"):
+        (folder / name).mkdir()
+        (folder / name / "generation.json").write_text("{}")
+    (folder / "vae" / "broken.json").symlink_to(folder / "nowhere")
+    (folder / "vae" / "folder.json").mkdir()
+    assert content_sha256(folder) == content_sha256(sd_folder)
+
+
+def test_content_of_linked_components_counts(folder, sd_folder, tmp_path):
+    shutil.move(folder / "unet", tmp_path / "elsewhere")
+    (folder / "unet").symlink_to(tmp_path / "elsewhere")
+    assert content_sha256(folder) == content_sha256(sd_folder)
+    (tmp_path / "elsewhere" / "config.json").write_text("{}")
+    assert content_sha256(folder) != content_sha256(sd_folder)
+
+
+def _change(path, change):
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "part, lost",
+    [
+        ("text_encoder/model.safetensors", "layers.0.mlp.fc1.weight"),
+        ("unet/diffusion_pytorch_model.safetensors", "mid_block.resnets.0.conv1.weight"),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.bias"),
+    ],
+)
+def test_a_tensor_that_the_files_lack_is_not_made_up(part, lost, folder):
+    _change(folder / part, lambda tensors: {name: tensors[name] for name in tensors if not name.endswith(lost)})
+    text = _refused(folder)
+    assert f"{folder} is incomplete: the files of its {part.partition('/')[0]} lack 1 tensors" in text and lost in text
+    with pytest.raises(InputError, match="is incomplete"):
+        open_pipeline(folder, device="cpu")
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+def test_tensors_under_other_names_are_not_taken_for_the_models(part, folder):
+    _change(folder / part, lambda tensors: {f"module.{name}": tensors[name] for name in tensors})
+    assert "is incomplete" in _refused(folder)
+
+
+def test_names_of_older_releases_and_tied_weights_are_whole(folder, tmp_path):
+    """Hubs' text encoders were saved by transformers 4; a T5 stores its embedding once."""
+    prefix = "text_model."
+
+    def older(tensors):
+        return {name if name.startswith(prefix) else f"{prefix}{name}": tensors[name] for name in tensors}
+
+    _change(folder / "text_encoder" / "model.safetensors", older)
+    expected = tiny_sd().text_encoder.state_dict()
+    found = open_pipeline(folder).text_encoder.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    open_pipeline(save_folder(tiny_sd3(), tmp_path / "sd3"))
+
+
+@pytest.mark.parametrize("shard", ["10GB", "100KB"])
+def test_folder_of_an_fp16_variant_is_opened(shard, tmp_path):
+    tiny_sd().to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16", max_shard_size=shard)
+    assert not list((tmp_path / "half").rglob("*model.safetensors"))
+    pipeline = open_pipeline(tmp_path / "half")
+    expected = tiny_sd().to(torch.float16).to(torch.float32)
+    assert pipeline.unet.dtype == torch.float32
+    for part in ("unet", "vae", "text_encoder"):
+        found = getattr(pipeline, part).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in getattr(expected, part).state_dict().items())
+
+
+def test_plain_files_are_taken_where_there_are_both(folder):
+    tiny_sd(seed=1).to(torch.float16).unet.save_pretrained(folder / "unet", variant="fp16")
+    weight = "conv_in.weight"
+    assert torch.equal(open_pipeline(folder).unet.state_dict()[weight], tiny_sd().unet.state_dict()[weight])
 
 
 def test_progress_bar_is_switched_off_on_request_alone(sd_folder):

@@ -10,13 +10,15 @@ Importing this package loads neither torch nor diffusers; each public name loads
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-import wrapt
-
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
     from halftone.artifact.load import load
     from halftone.errors import HalftoneError
     from halftone.generation import generate
@@ -57,10 +59,43 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-@wrapt.when_imported("diffusers.quantizers.auto")
-def _teach_diffusers(auto: ModuleType) -> None:
-    """Let ``DiffusionPipeline.from_pretrained`` read Halftone folders, as soon as diffusers is there.
+_AUTO = "diffusers.quantizers.auto"
+
+
+def _teach_diffusers() -> None:
+    """Lets ``DiffusionPipeline.from_pretrained`` read Halftone folders.
 
     The module registers itself at its end: it may be what is being imported, and then is not whole here yet.
     """
     import_module("halftone.artifact.diffusers_quantizer")
+
+
+class _WhenDiffusersIsImported:
+    """Finds diffusers' table of quantizers as the other finders do, and has it taught as soon as it is there.
+
+    Written out because a library for such hooks takes longer to import than all else that `import halftone` does.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != _AUTO:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_teach(module: ModuleType) -> None:
+                execute(module)
+                if module.__name__ == _AUTO:  # a loader may be shared by several modules
+                    _teach_diffusers()
+
+            spec.loader.exec_module = execute_and_teach  # type: ignore[method-assign]
+        return spec
+
+
+if _AUTO in sys.modules:
+    _teach_diffusers()
+else:
+    sys.meta_path.insert(0, _WhenDiffusersIsImported())

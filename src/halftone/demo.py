@@ -15,9 +15,10 @@ from halftone.artifact.manifest import MANIFEST
 from halftone.calibration.settings import CalibrationSettings
 from halftone.denoiser import find_denoiser
 from halftone.errors import InputError
-from halftone.files import output_errors
+from halftone.files import output_errors, output_folder
 from halftone.generation import GenerationSettings
 from halftone.layers import quantized_layers
+from halftone.locks import only_writer
 from halftone.prompts import read_prompts
 from halftone.qdiffbench.bench import BenchOutcome, BenchRequest, bench
 from halftone.qdiffbench.ranks import Ranks, processes
@@ -78,7 +79,8 @@ def run_demo(
     recipe = Recipe.load(settings.recipe)
     claim(out)
     artifact = out / "model"
-    _quantize(source, artifact, recipe, settings, progress, announce)
+    with only_writer(output_folder(artifact)):
+        _quantize(source, artifact, recipe, settings, progress, announce)
     request = BenchRequest(
         reference=source,
         candidates=(f"{_label(recipe)}={artifact}",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from halftone.timesteps import SlotClock
 
 # The names under which diffusers pipelines keep their denoiser, most common first.
 DENOISER_NAMES = ("unet", "transformer", "prior")
+#: Modules whose layers are rounded together, by the names of their classes in diffusers.
+BLOCK_TYPES = frozenset({"ResnetBlock2D", "BasicTransformerBlock", "JointTransformerBlock"})
 _CLOCK = "halftone_clock"
 
 
@@ -74,6 +76,17 @@ def choose_layers(module: nn.Module, exclude: Sequence[str]) -> LayerChoice:
             f"{type(module).__name__} has no Linear or Conv2d layer left to quantize; check the recipe's exclude list."
         )
     return LayerChoice(chosen, left_out)
+
+
+def find_blocks(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Dotted names and modules of a denoiser's blocks, in module order; none lies within another."""
+    inside = None
+    for name, part in module.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if type(part).__name__ in BLOCK_TYPES:
+            inside = f"{name}."
+            yield name, part
 
 
 def timestep_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ Every message is written for the person at the keyboard: what was wrong, where, 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "NonFiniteError",
     "OutputError",
     "RecipeError",
+    "is_out_of_memory",
     "suggest",
 ]
 
@@ -48,6 +50,12 @@ class OutputError(HalftoneError):
     """A file could not be written (no space left, no permission)."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, an accelerator's, or that of torch's allocator, which has no type of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: ``did you mean 'x'?``, or the list of the known names.
 
@@ -56,13 +64,20 @@ def suggest(name: str, known: Iterable[str]) -> str:
         known: the names that exist.
 
     Returns:
-        A phrase to append to an error message; never empty.
+        A phrase to end an error message with; never empty.
     """
     names = sorted(known)
     lowered = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=5, cutoff=0.6)
     if near:
-        return f"did you mean {lowered[near[0]]!r}?"
+        best = max(near, key=lambda candidate: _likeness(name.lower(), candidate))
+        return f"did you mean {lowered[best]!r}?"
     if not names:
         return "none are known"
     return "known: " + ", ".join(names)
+
+
+def _likeness(asked: str, candidate: str) -> tuple[float, int]:
+    """How near a name is; letters that were swapped count for less than others."""
+    ratio = difflib.SequenceMatcher(None, candidate, asked).ratio()
+    return ratio, (Counter(asked) & Counter(candidate)).total()

@@ -1,16 +1,37 @@
-"""Writing files so that they are whole or absent, and hashing them."""
+"""Writing files so that they are whole or absent, hashing them, reading JSON."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
+import platform
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from halftone.errors import OutputError
+from halftone.errors import InputError, OutputError
+
+_SHARED_PART = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.part$")
+_PATIENCE = 3600.0  # s; writing a file takes less than one
+
+
+def output_folder(path: str | Path) -> Path:
+    """Where an output that is named by `path` really lies: absolute, links followed, so that what is made beside it and
+    moved into its place is on the same file system.
+
+    Raises:
+        InputError: it is the root of a file system.
+    """
+    folder = Path(os.path.realpath(path))
+    if not folder.name:
+        raise InputError(f"{folder} is no place for an output; choose a folder in it.")
+    return folder
 
 
 def write_atomically(path: Path, data: bytes | str, *, shared: bool = False) -> None:
@@ -19,7 +40,8 @@ def write_atomically(path: Path, data: bytes | str, *, shared: bool = False) -> 
     Args:
         shared: whether other processes may write it at the same time: each then has a temporary file of its own.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part" if shared else f"{path.name}.part")
+    owner = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    part = path.with_name(f"{path.name}.{owner}.part" if shared else f"{path.name}.part")
     try:
         with open(part, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -29,6 +51,36 @@ def write_atomically(path: Path, data: bytes | str, *, shared: bool = False) -> 
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Removes what `write_atomically` of killed processes has left in or below a folder that processes share.
+
+    A file stays while its writer may be alive: while there is such a process on this machine, or, if another machine
+    wrote it, for an hour.
+    """
+    for part in folder.rglob("*.part"):
+        if _is_stale(part):
+            part.unlink(missing_ok=True)
+
+
+def _is_stale(part: Path) -> bool:
+    import psutil
+
+    found = _SHARED_PART.search(part.name)
+    if found is None:
+        return False
+    if found["machine"] == _machine():
+        return not psutil.pid_exists(int(found["pid"]))
+    try:
+        return time.time() - part.stat().st_mtime > _PATIENCE
+    except FileNotFoundError:
+        return False  # its writer has just finished
+
+
+def _machine() -> str:
+    """Tells this machine from others that see the same folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -48,10 +100,24 @@ def output_errors(what: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why writing failed, for a message; the libraries in Rust tell of a full disk in their text only."""
+    """Why reading or writing failed, for a message; the libraries in Rust tell of a full disk in their text only."""
     if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error):
         return "no space is left on the device"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split())
+
+
+def parse_json(text: str) -> Any:
+    """What JSON holds.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than Python can read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sync_tree(folder: Path) -> None:

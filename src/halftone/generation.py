@@ -12,23 +12,30 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
+from halftone.attention import attention_of
+from halftone.denoiser import find_denoiser
 from halftone.errors import InputError, NonFiniteError
-from halftone.files import output_errors, write_atomically
+from halftone.files import output_errors, parse_json, write_atomically
+from halftone.image_size import with_both_sides
 from halftone.kernels.registry import ENVIRONMENT_VARIABLE
+from halftone.locks import only_writer
 from halftone.prompts import check_prompts
-from halftone.schedulers import scheduler_config
+from halftone.schedulers import check_steps, scheduler_config
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "generation.json"
+_LOCK = ".generation.lock"  # within the folder: nobody may have to write beside it
 _SEEDS = range(-(2**63), 2**63)  # what torch takes, with room above for the seeds of later prompts
 _CALLBACK = "callback_on_step_end"
 _FLAG = {"flagged": True}  # in the entry of an image that the safety checker made black
@@ -41,7 +48,7 @@ class GenerationSettings:
     """What determines an image besides model and prompt; the image of prompt i is seeded with ``seed + i``.
 
     Raises:
-        InputError: a seed that torch does not take, or a guidance that is not finite.
+        InputError: no steps, a seed that torch does not take, or a guidance that is no finite number.
     """
 
     num_inference_steps: int = 50
@@ -51,8 +58,18 @@ class GenerationSettings:
     width: int | None = None
 
     def __post_init__(self) -> None:
+        check_count("num_inference_steps", self.num_inference_steps)
         check_seed(self.seed)
         check_guidance(self.guidance_scale)
+
+    def for_pipeline(self, pipeline: Any) -> GenerationSettings:
+        """The same with both height and width where one is given.
+
+        Raises:
+            InputError: the pipeline does not tell the other one's default.
+        """
+        sides = {name: value for name, value in (("height", self.height), ("width", self.width)) if value is not None}
+        return replace(self, **with_both_sides(pipeline, sides))
 
     def call_arguments(self) -> dict[str, Any]:
         """What is handed to the pipeline's call, None standing for the pipeline's own default."""
@@ -83,13 +100,15 @@ def paint(
 
     Raises:
         InputError: the pipeline refuses the settings (a size or number of steps that it does not do).
-        NonFiniteError: NaN or infinity in the latents, of which the pipeline would make a black image; says which step.
+        NonFiniteError: NaN or infinity in the latents or in the decoded image, of which the pipeline would make a
+            black image; says where.
     """
-    arguments = settings.call_arguments()
+    check_steps(pipeline, settings.num_inference_steps)
+    arguments = settings.for_pipeline(pipeline).call_arguments()
     if _CALLBACK in inspect.signature(type(pipeline).__call__).parameters:
         arguments[_CALLBACK] = _callback(prompt, on_step)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _watching_decoder(pipeline, prompt):
             output = pipeline(
                 prompt=prompt,
                 num_inference_steps=settings.num_inference_steps,
@@ -104,13 +123,23 @@ def paint(
     return output.images[0]
 
 
+def check_count(name: str, value: int) -> None:
+    """Refuses what is no count; True and False, which Python takes for 1 and 0, are none.
+
+    Raises:
+        InputError: no integer, or below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be an integer, at least 1.")
+
+
 def check_seed(seed: int) -> None:
     """Refuses what torch cannot seed a generator with.
 
     Raises:
         InputError: no integer, or out of range.
     """
-    if not isinstance(seed, int) or seed not in _SEEDS:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed not in _SEEDS:
         raise InputError(f"seed is {seed!r}; it must be an integer from -2^63 to 2^63 - 1.")
 
 
@@ -118,9 +147,12 @@ def check_guidance(guidance_scale: float | None) -> None:
     """Refuses NaN and infinity, which pipelines take for "no guidance" or multiply with.
 
     Raises:
-        InputError: it is not finite.
+        InputError: it is no number, or not finite.
     """
-    if guidance_scale is not None and not math.isfinite(guidance_scale):
+    if guidance_scale is None:
+        return
+    is_number = isinstance(guidance_scale, int | float) and not isinstance(guidance_scale, bool)
+    if not is_number or not math.isfinite(guidance_scale):
         raise InputError(f"guidance_scale is {guidance_scale!r}; it must be a finite number.")
 
 
@@ -141,9 +173,32 @@ def _callback(prompt: str, on_step: OnStep | None) -> Callable[..., dict[str, to
     return callback
 
 
+@contextmanager
+def _watching_decoder(pipeline: Any, prompt: str) -> Iterator[None]:
+    """Within it, a decoder that gives NaN or infinity is an error: pipelines turn that into a black image."""
+    decoder = getattr(getattr(pipeline, "vae", None) or getattr(pipeline, "movq", None), "decoder", None)
+    if not isinstance(decoder, nn.Module):
+        yield
+        return
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        found = output if isinstance(output, torch.Tensor) else output[0]
+        if not bool(torch.isfinite(found).all()):
+            raise NonFiniteError(
+                f"The decoded image of the prompt {prompt[:80]!r} holds NaN or infinity: numbers too large for the VAE"
+                f" in {found.dtype}, or broken weights; try --dtype bfloat16 or float32."
+            )
+
+    hook = decoder.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def generate(
     pipeline: Any,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     out: str | Path,
     settings: GenerationSettings | None = None,
     *,
@@ -165,14 +220,29 @@ def generate(
         warn: called with a sentence if images are black because of the safety checker.
 
     Raises:
-        InputError: wrong prompts, or the folder belongs to something else.
+        InputError: wrong prompts, the folder belongs to something else, or another command is writing to it.
         OutputError: an image could not be written; those before it stay.
     """
-    settings = settings or GenerationSettings()
-    prompts = check_prompts(prompts)
-    if settings.num_inference_steps < 1:
-        raise InputError(f"num_inference_steps is {settings.num_inference_steps}; it must be at least 1.")
-    folder = _prepared(Path(out), pipeline, settings, {"source": source, "source_sha256": source_sha256})
+    settings = (settings or GenerationSettings()).for_pipeline(pipeline)
+    prompts, folder = check_prompts(prompts), Path(out)
+    with only_writer(folder, folder / _LOCK):
+        _prepare(folder, pipeline, settings, {"source": source, "source_sha256": source_sha256})
+        finished = _painted(pipeline, prompts, folder, settings, progress, on_step)
+    flagged = [_name(index) for index in range(len(prompts)) if "flagged" in finished[index]]
+    if flagged:
+        warn(_black(flagged, len(prompts)))
+    return [folder / _name(index) for index in range(len(prompts))]
+
+
+def _painted(
+    pipeline: Any,
+    prompts: Sequence[str],
+    folder: Path,
+    settings: GenerationSettings,
+    progress: Callable[[int, int], None],
+    on_step: Callable[[int, int, torch.Tensor], None] | None,
+) -> dict[int, dict[str, Any]]:
+    """Paints what is missing in the folder; the entries of its manifest."""
     finished = _finished(folder, prompts, settings)
     for index, prompt in enumerate(prompts):
         if index not in finished:
@@ -184,10 +254,7 @@ def generate(
                 _save_image(image, folder / _name(index))
                 _write_manifest(folder, finished)
         progress(index + 1, len(prompts))
-    flagged = [_name(index) for index in range(len(prompts)) if "flagged" in finished[index]]
-    if flagged:
-        warn(_black(flagged, len(prompts)))
-    return [folder / _name(index) for index in range(len(prompts))]
+    return finished
 
 
 def _black(flagged: Sequence[str], total: int) -> str:
@@ -216,14 +283,15 @@ def _entries(index: int, prompt: str, settings: GenerationSettings) -> tuple[dic
     return entry, {**entry, **_FLAG}
 
 
-def _prepared(folder: Path, pipeline: Any, settings: GenerationSettings, source: Mapping[str, str]) -> Path:
-    """The output folder, empty or begun by the same run."""
+def _prepare(folder: Path, pipeline: Any, settings: GenerationSettings, source: Mapping[str, str]) -> None:
+    """Makes the output folder, or sees that it is empty or begun by the same run."""
     given = settings.guidance_scale
     wanted = {
         **source,
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_config": scheduler_config(pipeline),
         "kernels": os.environ.get(ENVIRONMENT_VARIABLE, ""),
+        **_attention(pipeline),
         **asdict(settings),
         "guidance_scale": default_guidance(pipeline) if given is None else given,
     }
@@ -237,19 +305,24 @@ def _prepared(folder: Path, pipeline: Any, settings: GenerationSettings, source:
             raise InputError(
                 f"{folder} holds images of another run (it differs in: {', '.join(different)}); choose another folder."
             )
-        return folder
-    if folder.exists() and any(entry.name != f"{SETTINGS}.part" for entry in folder.iterdir()):
+        return
+    if folder.exists() and {entry.name for entry in folder.iterdir()} - {f"{SETTINGS}.part", _LOCK}:
         raise InputError(f"{folder} is not empty and holds no images of this program; choose another folder.")
     with output_errors(f"The folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(wanted, indent=2) + "\n")
-    return folder
+
+
+def _attention(pipeline: Any) -> dict[str, str]:
+    """How the denoiser's attention was asked to run, if it was."""
+    chosen = attention_of(find_denoiser(pipeline).module)
+    return {} if chosen in (None, "auto") else {"attention": chosen}
 
 
 def _read(path: Path, text: str) -> dict[str, Any]:
     """A JSON object out of one of this module's files."""
     try:
-        return dict(json.loads(text))
+        return dict(parse_json(text))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged; delete it, or choose another folder.") from error
 

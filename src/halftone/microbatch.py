@@ -35,6 +35,26 @@ def take(value: Any, start: int, stop: int, total: int) -> Any:
     return value
 
 
+def pick(value: Any, rows: Sequence[int], total: int) -> Any:
+    """Copies of some rows of every tensor whose first dimension is `total`, nested ones too, and of other tensors."""
+    if isinstance(value, torch.Tensor):
+        chosen = value.detach()
+        return chosen[list(rows)] if value.ndim > 0 and value.shape[0] == total else chosen.clone()
+    if isinstance(value, Mapping):
+        return {key: pick(item, rows, total) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return _like(value, [pick(item, rows, total) for item in value])
+    return value
+
+
+def pick_arguments(
+    args: Sequence[Any], kwargs: Mapping[str, Any], rows: Sequence[int], total: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with `total` rows, for some of its rows only."""
+    named = {name: value if name in UNBATCHED else pick(value, rows, total) for name, value in kwargs.items()}
+    return pick(tuple(args), rows, total), named
+
+
 def join(parts: Sequence[Any]) -> Any:
     """Undoes `take` on outputs: tensors are joined along the first dimension, containers item by item."""
     first = parts[0]

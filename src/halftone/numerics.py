@@ -25,12 +25,11 @@ __all__ = [
     "MIN_SCALE",
     "QParams",
     "dequantize",
-    "fake_quantize",
     "low_plane_bits",
     "quantize",
     "quantize_weight",
     "range_to_qparams",
-    "split_planes",
+    "weight_limit",
 ]
 
 MIN_NUM_BITS = 2
@@ -132,19 +131,18 @@ def dequantize(codes: Tensor, scale: Tensor | float, zero_point: Tensor | int) -
     return (codes.to(torch.int32) - zero_point).to(torch.float32) * step
 
 
-def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """``x`` rounded to the grid of ``qparams``: quantized and back, in the dtype and shape of ``x``."""
-    scale, zero_point = qparams.scale.to(x.device), qparams.zero_point.to(x.device)
-    codes = quantize(x, scale, zero_point, qparams.num_bits)
-    return dequantize(codes, scale, zero_point).to(x.dtype)
+def weight_limit(num_bits: int) -> int:
+    """Largest magnitude of a signed weight of ``num_bits`` bits: ``2**(num_bits - 1) - 1``."""
+    return 2 ** (num_bits - 1) - 1
 
 
-def quantize_weight(weight: Tensor, num_bits: int) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, num_bits: int, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Symmetric signed weights, one scale per output channel, rounded to nearest.
 
     Args:
         weight: floating point, ``[out, ...]``.
         num_bits: 2 to 8.
+        scale: float32 ``[out]``; None for the one that maps the channel's largest magnitude to the largest integer.
 
     Returns:
         ``(integers, scale)``: int8 of the shape of ``weight``; float32 ``[out]``. A channel that is all
@@ -160,8 +158,9 @@ def quantize_weight(weight: Tensor, num_bits: int) -> tuple[Tensor, Tensor]:
     if not bool(torch.isfinite(values).all()):
         count = int((~torch.isfinite(values)).sum())
         raise NonFiniteError(f"a weight of shape {tuple(weight.shape)} has {count} NaN or infinite elements")
-    limit = 2 ** (num_bits - 1) - 1
-    scale = _scale_of(values.flatten(1).abs().amax(dim=1), limit)
+    limit = weight_limit(num_bits)
+    if scale is None:
+        scale = _scale_of(values.flatten(1).abs().amax(dim=1), limit)
     integers = torch.round(values / scale.view(-1, *[1] * (values.dim() - 1)))
     return integers.clamp(-limit, limit).to(torch.int8), scale
 
@@ -170,23 +169,3 @@ def low_plane_bits(num_bits: int) -> int:
     """Bits of the low plane of a code: 0 up to 8 bits, ``num_bits - 8`` above."""
     _check_num_bits(num_bits)
     return max(0, num_bits - PLANE_BITS)
-
-
-def split_planes(codes: Tensor, num_bits: int) -> tuple[tuple[int, Tensor], ...]:
-    """Codes as a weighted sum of planes that each fit in 8 unsigned bits.
-
-    Up to 8 bits: one plane of weight 1. 9 to 16 bits: ``codes = 2**k * high + low`` with k = num_bits - 8.
-
-    Args:
-        codes: integer tensor in ``[0, 2**num_bits - 1]``.
-        num_bits: 2 to 16.
-
-    Returns:
-        Pairs ``(factor, plane)``, the high plane first; planes are uint8 of the shape of ``codes``.
-    """
-    shift = low_plane_bits(num_bits)
-    if shift == 0:
-        return ((1, codes.to(torch.uint8)),)
-    high = codes >> shift
-    low = codes & (2**shift - 1)
-    return ((2**shift, high.to(torch.uint8)), (1, low.to(torch.uint8)))

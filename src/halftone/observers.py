@@ -46,6 +46,8 @@ class Observer(Protocol):
         """Replaces what was seen by a `state_dict`."""
 
 
+MAX_GRID = 1024  # of the mse observer; its error is flat long before, and its time and memory grow with it
+
 _OBSERVERS: dict[str, Callable[..., Observer]] = {}
 _Class = TypeVar("_Class", bound=Callable[..., Observer])
 
@@ -158,13 +160,13 @@ class MSEObserver(_HistogramObserver):
     Both ends are first shrunk together over a grid, then each end alone around the best found.
 
     Args:
-        grid: number of shrink factors tried in each of the three searches, 2 or more.
+        grid: number of shrink factors tried in each of the three searches, 2 to 1024.
     """
 
     def __init__(self, grid: int = 32) -> None:
         super().__init__()
-        if grid < 2:
-            raise RecipeError(f"the mse observer's grid is {grid}; allowed is 2 or more")
+        if not isinstance(grid, int) or not 2 <= grid <= MAX_GRID:
+            raise RecipeError(f"the mse observer's grid is {grid}; allowed is an integer from 2 to {MAX_GRID}")
         self.grid = grid
 
     def range(self, num_bits: int, symmetric: bool = False) -> tuple[float, float]:

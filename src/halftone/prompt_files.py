@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halftone.errors import InputError, suggest
+from halftone.files import parse_json
 
 SUFFIXES = (".jsonl", ".csv", ".txt")
 DEFAULT_COLUMN = "prompt"
@@ -69,7 +69,7 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise InputError(f"{path}, line {number} is not JSON: {error}.") from error
         if not isinstance(row, dict):
@@ -93,7 +93,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
 
 def _alternatives_cell(path: Path, line: int, cell: str) -> Any:
     try:
-        return json.loads(cell) if cell.strip() else []
+        return parse_json(cell) if cell.strip() else []
     except ValueError as error:
         raise InputError(
             f"{path}, line {line}: alternatives must be a JSON list of texts, got {cell[:80]!r}."

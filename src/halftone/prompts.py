@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from halftone.errors import InputError, suggest
@@ -58,14 +58,17 @@ def read_prompts(source: str | Path, limit: int | None = None, skip: int = 0) ->
     return tuple(wanted)
 
 
-def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
-    """The prompts, if they can be used.
+def check_prompts(prompts: Iterable[str]) -> tuple[str, ...]:
+    """The prompts, if they can be used; an iterator is used up.
 
     Raises:
         InputError: there is none, or one is no text, too long or holds a NUL character; says which.
     """
     if isinstance(prompts, str):
         raise InputError("Prompts must be a list of texts, not one text.")
+    if not isinstance(prompts, Iterable):
+        raise InputError(f"Prompts must be a list of texts, not {type(prompts).__name__}.")
+    prompts = tuple(prompts)
     if not prompts:
         raise InputError("There are no prompts; give at least one.")
     for number, prompt in enumerate(prompts, start=1):
@@ -77,7 +80,7 @@ def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"Prompt {number} contains a NUL character; remove it.")
         if not _is_unicode(prompt):
             raise InputError(f"Prompt {number} holds bytes that are no valid Unicode text; write it in UTF-8.")
-    return tuple(prompts)
+    return prompts
 
 
 def _is_unicode(text: str) -> bool:
@@ -94,7 +97,7 @@ def _path(source: str) -> tuple[Path, str | None]:
     if source.startswith(_PREFIX):
         name = source.removeprefix(_PREFIX)
         if name not in prompt_sets():
-            raise InputError(f"There is no bundled prompt set {name!r}; {suggest(name, prompt_sets())}.")
+            raise InputError(f"There is no bundled prompt set {name!r}; {suggest(name, prompt_sets())}")
         # of NAME.jsonl and NAME.txt the one that has alternatives too
         return next(path for suffix in SUFFIXES if (path := _SETS / f"{name}{suffix}").exists()), None
     # a file may have a colon in its name

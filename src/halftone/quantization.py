@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,17 @@ from halftone.calibration import CalibrationResult, CalibrationSettings, calibra
 from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished, read_command
 from halftone.calibration.cost import estimate_cost
 from halftone.calibration.run import Progress, make_slots
+from halftone.calibration.settings import DEFAULT_MEMORY_BUDGET, described
 from halftone.calibration.trace import Trace, trace_calls
+from halftone.calibration.weights import RoundedWeights, count_units, round_weights
 from halftone.denoiser import Denoiser, choose_layers, find_denoiser
 from halftone.errors import HalftoneError, InputError, suggest
-from halftone.generation import check_guidance, check_seed, default_guidance
+from halftone.files import output_folder
+from halftone.generation import check_count, check_guidance, check_seed, default_guidance
+from halftone.image_size import with_both_sides
 from halftone.kernels import select
 from halftone.layers import quantized_layers
+from halftone.locks import only_writer
 from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
 from halftone.schedulers import scheduler_config
@@ -45,6 +51,7 @@ class QuantizationResult:
         pipeline: the pipeline that was given, its denoiser now quantized in place.
         config: what is stored with the denoiser: recipe, slots and bits, layers and why others were left out, record.
         calibration: counted passes, observed ranges, wall time.
+        rounding: what the rounding of the weights took; nothing if the recipe's rule looks at no inputs.
         checkpoint: the finished steps on disk, which `save` removes.
     """
 
@@ -52,6 +59,7 @@ class QuantizationResult:
     config: HalftoneConfig
     calibration: CalibrationResult
     checkpoint: Checkpoint = field(repr=False)
+    rounding: RoundedWeights = field(default_factory=RoundedWeights, repr=False)
 
     @property
     def average_activation_bits(self) -> float:
@@ -65,8 +73,9 @@ class QuantizationResult:
         A folder that holds this very artifact already is left as it is: a run that was killed after writing it and
         before removing the finished steps ends well when it is started again.
         """
-        target = save(self.pipeline, path, self.config.calibration)
-        self.checkpoint.discard()
+        with only_writer(output_folder(path)):
+            target = save(self.pipeline, path, self.config.calibration)
+            self.checkpoint.discard()
         return target
 
 
@@ -74,9 +83,10 @@ def check_target(path: str | Path, checkpoint_folder: str | Path | None = None) 
     """Refuses, before hours of work, a folder that `QuantizationResult.save` would refuse after them.
 
     Raises:
-        InputError: it is a file, or holds something other than the artifact that the unfinished work was made into.
+        InputError: it is a file, cannot be replaced, or holds something other than the artifact that the unfinished
+            work was made into.
     """
-    target = Path(path)
+    target = output_folder(path)
     if checkpoint_folder is None or not _was_made_from(target, Path(checkpoint_folder)):
         check_free(target)
 
@@ -94,10 +104,42 @@ def _was_made_from(target: Path, checkpoint_folder: Path) -> bool:
     return all(made[key] == command[key] for key in {*made} & {*command})
 
 
+def find_made(
+    path: str | Path,
+    pipeline: Any,
+    recipe: Recipe,
+    prompts: Iterable[str],
+    *,
+    source_sha256: str,
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    seed: int,
+    batch_size: int,
+    memory_budget: int,
+    **call_kwargs: Any,
+) -> dict[str, Any] | None:
+    """What `inspect_artifact` says of a folder, if `quantize` with these arguments has made it; None if it holds
+    something else, or is damaged."""
+    counts = (num_inference_steps, seed, batch_size, memory_budget)
+    settings = _settings(pipeline, prompts, guidance_scale, call_kwargs, *counts)
+    wanted = {
+        **settings.to_dict(),
+        **_circumstances(pipeline, _dtype(find_denoiser(pipeline))),
+        "source_sha256": source_sha256,
+    }
+    try:
+        facts = inspect_artifact(path)
+    except HalftoneError:
+        return None
+    stored = {key: facts["calibration"].get(key) for key in wanted}
+    is_same = stored == json.loads(json.dumps(wanted)) and facts["recipe"] == recipe.to_dict()
+    return facts if is_same else None
+
+
 def quantize(
     pipeline: Any,
-    recipe: str | Path | Recipe,
-    prompts: Sequence[str],
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    prompts: Iterable[str],
     *,
     num_inference_steps: int = 50,
     guidance_scale: float | None = None,
@@ -107,24 +149,30 @@ def quantize(
     progress: Progress = lambda done, total: None,
     announce: Callable[[str], None] | None = None,
     source_sha256: str | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
     **call_kwargs: Any,
 ) -> QuantizationResult:
     """Quantizes the denoiser of a diffusers pipeline, in place.
 
     Args:
         pipeline: any diffusers pipeline with a UNet or transformer denoiser.
-        recipe: preset name, path of a recipe file, or a Recipe.
+        recipe: preset name, path of a recipe file, a mapping as such a file holds it, or a Recipe.
         prompts: calibration prompts; their order and number are part of the result.
         num_inference_steps: sampler steps to calibrate, one slot each.
         guidance_scale: None for the pipeline's default.
         seed: prompt i starts from noise seeded with ``seed + i``.
         batch_size: prompts in the denoiser at a time.
-        checkpoint_folder: where finished steps are kept, to go on after an interruption; None keeps none.
-        progress: called with (finished denoiser calls, all calls).
+        checkpoint_folder: where finished steps are kept, to go on after an interruption; None keeps none. For one
+            process at a time.
+        progress: called with (finished denoiser calls, all calls); a layer or block that a rounding rule works on
+            counts as one.
         announce: called once, before the calibration starts, with a line that estimates its time and memory;
             None saves the seconds that the estimate takes.
         source_sha256: of the full-precision model's content (`sources.content_sha256`), for the record.
-        call_kwargs: further arguments of the pipeline's call.
+        memory_budget: bytes that gptq and adaround may take for what they keep of the inputs of layers and blocks; less
+            means more passes through the denoiser.
+        call_kwargs: further arguments of the pipeline's call: numbers, texts, tensors, images. A text such as
+            `negative_prompt` holds for all prompts; a list has one for each.
 
     Raises:
         RecipeError, InputError: wrong arguments, in one sentence.
@@ -139,14 +187,8 @@ def quantize(
     """
     recipe = Recipe.load(recipe)
     denoiser = find_denoiser(pipeline)
-    settings = CalibrationSettings(
-        prompts=check_prompts(prompts),
-        num_inference_steps=num_inference_steps,
-        guidance_scale=default_guidance(pipeline) if guidance_scale is None else guidance_scale,
-        seed=seed,
-        batch_size=batch_size,
-        call_kwargs=call_kwargs,
-    )
+    counts = (num_inference_steps, seed, batch_size, memory_budget)
+    settings = _settings(pipeline, prompts, guidance_scale, call_kwargs, *counts)
     _check_settings(settings)
     _check_call_arguments(pipeline, call_kwargs)
     _check_not_quantized(pipeline, denoiser)
@@ -155,25 +197,43 @@ def quantize(
     del choice  # it holds the float layers, which calibration replaces one by one
     trace = trace_calls(pipeline, denoiser, settings)
     slots = make_slots(recipe, trace)
+    units = count_units(denoiser.module, names, recipe)
     if announce is not None:
-        passes = 2 if recipe.calibration == "progressive" else 1
-        announce(estimate_cost(pipeline, denoiser.module, settings, trace, passes).sentence())
+        announce(_announcement(pipeline, denoiser, recipe, settings, trace, units))
     checkpoint = _checkpoint(checkpoint_folder, pipeline, denoiser, recipe, settings)
     dtype = _dtype(denoiser)
-    result = calibrate(pipeline, denoiser, names, recipe, settings, trace, SlotClock(slots), checkpoint, progress)
+    calls, clock = len(trace.timesteps), SlotClock(slots)
+    first = calls + units if units else 0
+    common = (pipeline, denoiser, names, recipe, settings, trace, clock, checkpoint)
+    rounding = round_weights(*common, lambda done, _: progress(done, first + calls))
+    result = calibrate(*common, lambda done, _: progress(first + done, first + calls), rounding.integers)
     config = HalftoneConfig(
         recipe=recipe,
         slots=slots,
         layers=names,
         left_out=left_out,
         calibration={
-            **_record(pipeline, denoiser, dtype, settings, trace, result),
+            **_record(pipeline, denoiser, dtype, settings, trace, result, rounding),
             "source_sha256": source_sha256,
         },
         digest=quantized_digest(denoiser.module),
     )
     attach(denoiser.module, config)
-    return QuantizationResult(pipeline, config, result, checkpoint)
+    return QuantizationResult(pipeline, config, result, checkpoint, rounding)
+
+
+def _announcement(
+    pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings, trace: Trace, units: int
+) -> str:
+    """What it will take, in a sentence; how long a rounding rule works on a layer is not known beforehand."""
+    passes = 2 if recipe.calibration == "progressive" else 1
+    cost = estimate_cost(pipeline, denoiser.module, settings, trace, passes).sentence()
+    if not units:
+        return cost
+    return (
+        f"{cost} Before it, {recipe.weights.rounding} rounds {units} layers and blocks, with at least"
+        f" {len(trace.timesteps)} passes a prompt and up to {settings.memory_budget / 1e9:.1f} GB of its own."
+    )
 
 
 def _checkpoint(
@@ -219,17 +279,38 @@ def _dtype(denoiser: Denoiser) -> str:
     return str(next(denoiser.module.parameters()).dtype).removeprefix("torch.")
 
 
+def _settings(
+    pipeline: Any,
+    prompts: Iterable[str],
+    guidance_scale: float | None,
+    call_kwargs: Mapping[str, Any],
+    num_inference_steps: int,
+    seed: int,
+    batch_size: int,
+    memory_budget: int,
+) -> CalibrationSettings:
+    """What was asked for, with the pipeline's defaults where the record should tell them."""
+    return CalibrationSettings(
+        prompts=check_prompts(prompts),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=default_guidance(pipeline) if guidance_scale is None else guidance_scale,
+        seed=seed,
+        batch_size=batch_size,
+        call_kwargs=with_both_sides(pipeline, call_kwargs),
+        memory_budget=memory_budget,
+    )
+
+
 def _check_settings(settings: CalibrationSettings) -> None:
-    for name in ("num_inference_steps", "batch_size"):
-        value = getattr(settings, name)
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; it must be an integer, at least 1.")
+    for name in ("num_inference_steps", "batch_size", "memory_budget"):
+        check_count(name, getattr(settings, name))
     check_seed(settings.seed)
     check_guidance(settings.guidance_scale)
 
 
 def _check_call_arguments(pipeline: Any, call_kwargs: Mapping[str, Any]) -> None:
-    """Many pipelines swallow any keyword silently; a misspelt `height` would calibrate another size."""
+    """Many pipelines swallow any keyword silently; a misspelt `height` would calibrate another size. What a record
+    cannot tell, such as a function, could not be told from another one when a run is resumed."""
     parameters = inspect.signature(type(pipeline).__call__).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"]
     for name in call_kwargs:
@@ -237,6 +318,7 @@ def _check_call_arguments(pipeline: Any, call_kwargs: Mapping[str, Any]) -> None
             raise InputError(f"{name} cannot be set in a calibration; Halftone sets it itself.")
         if name not in known:
             raise InputError(f"{type(pipeline).__name__} has no argument {name!r}; {suggest(name, known)}")
+        described(name, call_kwargs[name])
 
 
 def _check_not_quantized(pipeline: Any, denoiser: Denoiser) -> None:
@@ -253,15 +335,25 @@ def _record(
     settings: CalibrationSettings,
     trace: Trace,
     result: CalibrationResult,
+    rounding: RoundedWeights,
 ) -> dict[str, Any]:
     """What halftone.json says of the calibration. No times: the same command must give the same bytes."""
     return {
         **settings.to_dict(),
-        **pipeline_facts(pipeline),
+        **_circumstances(pipeline, dtype),
         "denoiser": denoiser.name,
-        "dtype": dtype,
         "timesteps": list(trace.timesteps),
-        "denoiser_passes_per_prompt": result.denoiser_passes_per_prompt,
+        "denoiser_passes_per_prompt": result.denoiser_passes_per_prompt + rounding.passes_per_prompt,
+        "rounding_passes_per_prompt": rounding.passes_per_prompt,
+    }
+
+
+def _circumstances(pipeline: Any, dtype: str) -> dict[str, Any]:
+    """What the result depends on besides the settings, as far as the record tells it."""
+    return {
+        **pipeline_facts(pipeline),
+        "dtype": dtype,
+        "device": pipeline.device.type,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
     }

@@ -34,6 +34,23 @@ def scheduler_config(pipeline: Any) -> dict[str, str]:
     return {key: repr(value) for key, value in sorted(config.items()) if not key.startswith("_")}
 
 
+def check_steps(pipeline: Any, num_inference_steps: int) -> None:
+    """Refuses fewer steps than the sampler can start with, of which diffusers would speak in shapes of arrays.
+
+    Raises:
+        InputError: says how many it needs.
+    """
+    scheduler = pipeline.scheduler
+    # without skip_prk_steps, which Stable Diffusion's own PNDM folders have set, its first steps are Runge-Kutta's
+    if isinstance(scheduler, diffusers.PNDMScheduler) and not scheduler.config["skip_prk_steps"]:
+        needed = int(scheduler.pndm_order)
+        if num_inference_steps < needed:
+            raise InputError(
+                f"{type(scheduler).__name__} begins with Runge-Kutta steps here and needs at least {needed} steps, not"
+                f" {num_inference_steps}; take more, or another --scheduler."
+            )
+
+
 def _compatible(scheduler: Any) -> list[type]:
     """Schedulers that diffusers declares interchangeable with this one; those that need missing extras left out."""
     kinds = {type(scheduler)}

@@ -48,11 +48,6 @@ class TimestepSlots:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    @property
-    def average_bits(self) -> float:
-        """Mean number of activation bits over the slots, as papers state it."""
-        return sum(self.num_bits) / len(self.num_bits)
-
     def slot_of(self, value: float) -> int:
         """Index of the slot whose timestep is nearest to ``value``; the earlier slot in a tie.
 

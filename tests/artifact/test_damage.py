@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import halftone
+from halftone.artifact.config import FORMAT_VERSION, config_digest
 from halftone.errors import ArtifactError, HalftoneError, InputError
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -39,10 +40,14 @@ def _edit_tensors(folder, edit):
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _edit_config(folder, **changes):
+def _edit_config(folder, sealed=False, **changes):
+    """Sealed: with the digest that fits."""
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text())
-    config["quantization_config"].update(changes)
+    data = config["quantization_config"]
+    data.update(changes)
+    if sealed:
+        data["config_digest"] = config_digest(data)
     path.write_text(json.dumps(config))
 
 
@@ -109,9 +114,10 @@ def test_tensor_of_another_kind_or_shape_is_named(name, change, artifact):
 
 
 def test_newer_format_says_upgrade(artifact):
-    _edit_config(artifact, format_version=2, something_new=1)
+    newer = FORMAT_VERSION + 1
+    _edit_config(artifact, format_version=newer, something_new=1)
     text = _sentence(DiffusionPipeline.from_pretrained, ArtifactError, artifact)
-    assert "format version 2" in text and "upgrade Halftone" in text
+    assert f"format version {newer}" in text and "upgrade Halftone" in text
     assert "upgrade Halftone" in _sentence(halftone.load, ArtifactError, _without_manifest(artifact))
 
 
@@ -121,7 +127,9 @@ def test_newer_manifest_says_upgrade(artifact):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"manifest_version": 1}', '{"manifest_version": "1", "files": {}}', "\xff"]
+    "text",
+    ["", "{", "[]", "{}", '{"manifest_version": 1}', '{"manifest_version": "1", "files": {}}', "\xff", "[" * 200_000],
+    ids=range(8),
 )
 def test_damaged_manifest_is_one_sentence(text, artifact):
     (artifact / "halftone.json").write_bytes(text.encode("latin1"))
@@ -145,8 +153,32 @@ def test_damaged_manifest_is_one_sentence(text, artifact):
     ],
 )
 def test_damaged_config_names_the_key(changes, named, artifact):
-    _edit_config(artifact, **changes)
+    _edit_config(artifact, sealed=True, **changes)
     assert named in _sentence(DiffusionPipeline.from_pretrained, ArtifactError, artifact)
+
+
+def _first_slot_moved(data):
+    data["slots"]["timesteps"][0] = 0.5
+
+
+def _layer_left_out(data):
+    data["left_out"][data["layers"].pop()] = "odd"
+
+
+def _other_bits(data):
+    data["recipe"]["activations"]["num_bits"] = 7
+
+
+@pytest.mark.parametrize("change", [_first_slot_moved, _layer_left_out, _other_bits])
+def test_changed_config_is_noticed_by_from_pretrained_too(change, artifact):
+    """It still loads and still paints something: tables go by the slots, and shapes by the layers."""
+    path = artifact / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    change(config["quantization_config"])
+    path.write_text(json.dumps(config))
+    said = _sentence(DiffusionPipeline.from_pretrained, ArtifactError, artifact)
+    assert "quantization_config is not what was saved" in said
+    assert "not what was saved" in _sentence(halftone.load, ArtifactError, _without_manifest(artifact))
 
 
 def test_key_missing_from_the_config_is_named(artifact):

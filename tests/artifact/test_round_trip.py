@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,19 @@ def test_source_folder_gives_the_same_bytes_as_the_pipeline_in_memory(sd_folder,
     assert all(torch.equal(memory[key], opened[key]) for key in memory)
 
 
+def test_artifact_does_not_tell_where_its_source_lay(sd_folder, tmp_path):
+    from halftone.sources import open_pipeline
+
+    for name in ("one", "somewhere/else"):
+        folder = shutil.copytree(sd_folder, tmp_path / name / "model")
+        result = halftone.quantize(open_pipeline(folder), "pcr-w8a8", PROMPTS[:1], num_inference_steps=1)
+        result.save(tmp_path / name / "out")
+    first = _contents(tmp_path / "one" / "out")
+    assert first == _contents(tmp_path / "somewhere" / "else" / "out")
+    for name in first:
+        assert str(tmp_path).encode() not in (tmp_path / "one" / "out" / name).read_bytes(), name
+
+
 def test_stored_tensors_are_integers_and_the_file_is_small(tmp_path):
     pipeline = tiny_sd(channels=(64, 128))
     full = save_folder(pipeline, tmp_path / "full") / "unet" / WEIGHTS
@@ -148,6 +162,15 @@ def test_other_dtypes_leave_integers_and_scales_alone(dtype, sd_artifact):
         assert np.isfinite(_paint(loaded)).all()
 
 
+def test_artifact_is_loaded_in_the_dtype_of_its_calibration(tmp_path):
+    result = halftone.quantize(tiny_sd().to(torch.bfloat16), "pcr-w8a8", PROMPTS[:1], num_inference_steps=2)
+    expected = _paint(result.pipeline, "latent")
+    result.save(tmp_path / "out")
+    loaded = halftone.load(tmp_path / "out")
+    assert loaded.vae.dtype == torch.bfloat16 and torch.equal(_paint(loaded, "latent"), expected)
+    assert halftone.load(tmp_path / "out", dtype=torch.float32).vae.dtype == torch.float32
+
+
 def test_manifest_and_config_say_what_was_done_and_no_prompt(sd_artifact):
     import json
 
@@ -163,7 +186,7 @@ def test_manifest_and_config_say_what_was_done_and_no_prompt(sd_artifact):
     assert set(record["versions"]) == {"python", "halftone", "torch", "diffusers", "transformers"}
     assert "cube" not in (sd_artifact / "halftone.json").read_text()
     config = json.loads((sd_artifact / "unet" / "config.json").read_text())["quantization_config"]
-    assert (config["quant_method"], config["format_version"]) == ("halftone", 1)
+    assert (config["quant_method"], config["format_version"]) == ("halftone", 3)
     assert config["slots"] == {"timesteps": [751.0, 501.0, 251.0, 1.0], "num_bits": [8, 8, 8, 10]}
     assert config["calibration"] == record and config["left_out"]["conv_in"].startswith("excluded by the recipe")
     assert HalftoneConfig.from_dict(config).to_dict() == config

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from pipelines import tiny_sd
 from safetensors import SafetensorError
 
 import halftone
+from halftone import locks
 from halftone.artifact import save as save_module
+from halftone.artifact.manifest import check_files
 from halftone.errors import ArtifactError, InputError
 
 
@@ -33,12 +36,62 @@ def test_empty_folder_and_missing_parents_are_fine(result, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "a"}
 
 
-def test_current_folder_is_a_target(result, tmp_path, monkeypatch):
+def test_folder_that_cannot_be_replaced_is_refused_and_one_in_it_is_not(result, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    result.save(".")
-    assert (tmp_path / "here" / "halftone.json").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    with pytest.raises(InputError, match="is the current folder"):
+        result.save(".")
+    result.save("in-it")
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(type(tmp_path), "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(InputError, match="is a mount point"):
+        result.save(tmp_path / "volume")
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "volume"}
+    assert not list((tmp_path / "volume").iterdir())
+    with pytest.raises(InputError, match=r"^/ is no place for an output"):
+        result.save("/")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_link_to_an_empty_or_missing_folder_is_followed(exists, result, tmp_path):
+    if exists:
+        (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    result.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "real" / "halftone.json").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+def test_second_writer_is_refused_and_the_first_one_ends_whole(result, tmp_path, monkeypatch):
+    """The second comes when the first has written everything and not yet moved it into its place."""
+    refused, real = [], save_module.sync_tree
+
+    def meanwhile(folder):
+        with ThreadPoolExecutor(1) as other:
+            refused.append(other.submit(result.save, tmp_path / "out").exception())
+        real(folder)
+
+    monkeypatch.setattr(save_module, "sync_tree", meanwhile)
+    result.save(tmp_path / "out")
+    assert isinstance(refused[0], InputError) and "Another command is writing to" in str(refused[0])
+    check_files(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_locks_writers_do_not_touch_each_others_files(result, tmp_path, monkeypatch):
+    """As on file systems that have none."""
+    real = save_module.sync_tree
+
+    def other(folder):
+        monkeypatch.setattr(save_module, "sync_tree", real)
+        result.save(tmp_path / "out")
+        real(folder)
+
+    monkeypatch.setattr(locks, "_acquired", lambda *_: None)
+    monkeypatch.setattr(save_module, "sync_tree", other)
+    with pytest.raises(ArtifactError, match="could not be written"):
+        result.save(tmp_path / "out")
+    check_files(tmp_path / "out")
 
 
 def test_what_is_there_is_never_overwritten(result, tmp_path):
@@ -63,11 +116,12 @@ def test_saving_again_changes_nothing_and_another_artifact_is_refused(result, tm
 
 
 def test_rest_of_a_killed_run_is_replaced(result, tmp_path):
-    rest = tmp_path / ".out.part"
-    (rest / "unet").mkdir(parents=True)
-    (rest / "unet" / "old.safetensors").write_text("half")
+    rest, others = tmp_path / ".out.0a1b.part", tmp_path / ".out.other.0a1b.part"
+    for folder in (rest, others):
+        (folder / "unet").mkdir(parents=True)
+        (folder / "unet" / "old.safetensors").write_text("half")
     result.save(tmp_path / "out")
-    assert not (tmp_path / "out" / "unet" / "old.safetensors").exists() and not rest.exists()
+    assert not (tmp_path / "out" / "unet" / "old.safetensors").exists() and not rest.exists() and others.exists()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +142,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(error, result, tmp_path, m
     monkeypatch.setattr(type(result.pipeline.unet), "save_pretrained", fail)
     with pytest.raises(ArtifactError, match=r"no space is left on the device; nothing was left behind\.$"):
         result.save(tmp_path / "deep" / "out")
-    assert list((tmp_path / "deep").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_write_that_the_system_refuses_is_one_sentence_and_leaves_nothing(result, tmp_path):

@@ -44,6 +44,7 @@ def fork(words: list[str], log: Path, before: Check = lambda: None) -> int:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        torch.set_num_threads(1)  # replaces the pool that forking broke, before loading threads race to do that
         before()
         code = run_guarded(lambda: app(words, standalone_mode=False), debug=False)
         sys.stderr.flush()
@@ -165,6 +166,8 @@ def bench(root: Path) -> dict[str, int]:
         indices = [json.loads(line)["index"] for one in folder.glob("records-*.jsonl") for line in _lines(one)]
         if sorted(indices) != list(range(len(indices))):
             raise SystemExit(f"{folder} has the images {indices}")
+    if left := [*root.glob("bench*/**/*.part")]:
+        raise SystemExit(f"left behind: {left}")
     return {"kills": kills, "images": len(watch.seen)}
 
 

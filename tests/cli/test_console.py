@@ -14,7 +14,7 @@ import pytest
 from halftone.cli import console
 from halftone.errors import InputError
 
-COMMANDS = ["quantize", "generate", "inspect", "bench", "demo", "card"]
+COMMANDS = ["quantize", "generate", "inspect", "bench", "demo", "card", "recipes"]
 
 
 def _raise(error):
@@ -111,6 +111,23 @@ def test_json_fits_any_encoding(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     console.emit({"prompt": "a 😀 \u2028"})
     assert json.loads(raw.getvalue()) == {"prompt": "a 😀 \u2028"}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_stdout_of_any_encoding_takes_any_text(encoding):
+    """As in a console of Windows, or a shell without a locale."""
+    script = (
+        "import sys\nfrom halftone.cli import console, main\n"
+        "console.run_guarded = lambda *_, **__: print('a 😀 → b') or print('c 😀', file=sys.stderr) or 0\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == rb"a \U0001f600 \u2192 b".split() and rb"c \U0001f600" in done.stderr
 
 
 def test_progress_goes_to_stderr_by_tenths(capsys):

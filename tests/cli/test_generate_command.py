@@ -57,6 +57,15 @@ def test_artifacts_paint_too_and_more_prompts_go_on(generate, prompts, sd_artifa
     assert (tmp_path / "out" / "00000.png").stat().st_mtime_ns == first
 
 
+def test_artifact_is_run_in_the_dtype_of_its_calibration(halftone, generate, prompts, sd_folder, tmp_path):
+    words = ["--prompts", prompts, "--steps", 1, "--dtype", "bfloat16"]
+    assert halftone("quantize", sd_folder, *words, "--out", tmp_path / "half").code == 0
+    assert generate("--prompt", "x", source=tmp_path / "half").code == 0
+    made_by = json.loads((tmp_path / "out" / "generation.json").read_text())["source"]
+    assert made_by.endswith("(bfloat16, cpu)")
+    assert generate("--prompt", "x", "--dtype", "bfloat16", source=tmp_path / "half").code == 0
+
+
 @pytest.mark.parametrize(
     "more, said",
     [
@@ -71,6 +80,7 @@ def test_artifacts_paint_too_and_more_prompts_go_on(generate, prompts, sd_artifa
         (["--prompt", "x", "--guidance", "nan"], "guidance_scale is nan"),
         (["--prompt", "x", "--device", "meta"], "'meta'"),
         (["--prompt", "x", "--scheduler", "Eulr"], "did you mean"),
+        (["--prompt", "x", "--num-prompts", 2], "asks for 2 prompts, and --prompt is given 1 times"),
     ],
 )
 def test_wrong_input(more, said, generate, tmp_path):
@@ -166,3 +176,26 @@ def test_another_model_at_the_same_path_is_another_run(generate, sd_folder, sd_a
         shutil.copytree(other, source)
         assert "differs in: source_sha256" in generate("--prompt", "x", source=source).sentence
     assert _digests(tmp_path / "out") == before
+
+
+def test_output_within_the_source_goes_on(generate, sd_folder, tmp_path):
+    source = shutil.copytree(sd_folder, tmp_path / "model")
+    assert generate("--prompt", "x", source=source, out=source / "images").code == 0
+    before = _digests(source / "images")
+    ran = generate("--prompt", "x", "--prompt", "y", source=source, out=source / "images")
+    assert ran.code == 0 and _digests(source / "images").items() > before.items()
+
+
+def test_attention_is_asked_for_by_name(generate, sd_artifact, tmp_path, monkeypatch):
+    assert generate("--prompt", "a", "--attention", "float", source=sd_artifact).code == 0
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["attention"] == "float"
+    assert generate("--prompt", "a", source=sd_artifact, out=tmp_path / "auto").code == 0
+    assert "attention" not in json.loads((tmp_path / "auto" / "generation.json").read_text())
+    assert _digests(tmp_path / "auto") == _digests(tmp_path / "out"), "in float32 nothing is rounded by itself"
+    ran = generate("--prompt", "a", source=sd_artifact)
+    assert ran.code == 2 and "attention" in ran.err, "images of another attention"
+    ran = generate("--prompt", "a", "--attention", "int9", out=tmp_path / "new")
+    assert ran.code == 2 and "did you mean 'int8'" in ran.err
+    monkeypatch.setenv("HALFTONE_NATIVE", "0")
+    ran = generate("--prompt", "a", "--attention", "int8", out=tmp_path / "new")
+    assert ran.code == 2 and "HALFTONE_NATIVE=0" in ran.err

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,6 +45,70 @@ def test_result_for_machines(quantize, sd_folder, tmp_path):
     assert library.load(tmp_path / "out").unet is not None
     record = json.loads((tmp_path / "out" / "halftone.json").read_text())["calibration"]
     assert record["guidance_scale"] == 7.5 and record["source_sha256"] == content_sha256(sd_folder)
+
+
+def test_same_command_after_its_success_says_so_and_ends_well(quantize, tmp_path):
+    first = quantize("--json").json
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    again = quantize("--json")
+    assert again.code == 0 and again.json == {**first, "seconds": 0.0}
+    assert "nothing was left to do" in quantize().err
+    for other in (
+        ["--seed", 1],
+        ["--guidance", 2],
+        ["--height", 8],
+        ["--scheduler", "EulerDiscrete"],
+        ["--num-prompts", 1],
+    ):
+        assert "is not empty" in quantize(*other).sentence
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    path = tmp_path / "out" / "vae" / "config.json"
+    path.write_text(path.read_text() + " ")
+    assert "is not empty" in quantize().sentence
+
+
+def test_place_that_cannot_be_replaced_is_told_before_the_work(quantize, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    ran = quantize(out=".")
+    assert "is the current folder" in ran.sentence and "calibrating" not in ran.err
+    monkeypatch.setattr(type(tmp_path), "is_mount", lambda path: path.name == "volume")
+    (tmp_path / "volume").mkdir()
+    ran = quantize(out=tmp_path / "volume")
+    assert "is a mount point" in ran.sentence and "calibrating" not in ran.err
+    assert "/ is no place for an output" in quantize(out="/").sentence
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "prompts.txt", "volume"]
+
+
+def test_link_is_followed_for_the_artifact_and_the_finished_steps(quantize, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    assert quantize("--json", out=tmp_path / "link").json["bytes"] > 1000
+    assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+def test_second_command_on_one_output_is_refused_while_the_first_one_works(quantize, tmp_path, monkeypatch):
+    """From its start, before there is anything to see in the output."""
+    import halftone.quantization as module
+
+    refused, real = [], module.quantize
+
+    def meanwhile(*arguments, **more):
+        script = "from halftone.cli import main; main()"
+        words = ["quantize", "nowhere", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "out"]
+        refused.append(subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True))
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(module, "quantize", meanwhile)
+    assert quantize().code == 0
+    assert refused[0].returncode == 2 and "Another command is writing to" in refused[0].stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.txt"]
+
+
+def test_one_side_alone_gets_the_models_other_one(quantize, tmp_path):
+    assert quantize("--width", 24).code == 0
+    record = json.loads((tmp_path / "out" / "halftone.json").read_text())["calibration"]
+    assert record["call_kwargs"] == {"height": "16", "width": "24"}
 
 
 def test_result_for_people_is_on_stderr(quantize):
@@ -169,7 +235,7 @@ def test_pickled_weights_are_not_opened(quantize, sd_folder, tmp_path):
     weights = next((folder / "unet").glob("*.safetensors"))
     torch.save(load_file(weights), folder / "unet" / "diffusion_pytorch_model.bin")
     weights.unlink()
-    assert "could not be opened" in quantize(source=folder).sentence
+    assert "has its weights as .bin files alone" in quantize(source=folder).sentence
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

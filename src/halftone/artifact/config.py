@@ -17,9 +17,13 @@ from halftone.layers import quantized_layers
 from halftone.recipe import Recipe
 from halftone.timesteps import TimestepSlots
 
-FORMAT_VERSION = 1
+#: 2: weights of fewer than 8 bits may be packed. 3: a digest covers the configuration itself. Older ones are still
+#: read: the stored dtype tells whether weights are packed, and a configuration without a digest is not checked by one.
+FORMAT_VERSION = 3
+_READABLE = (1, 2, 3)
+_WITH_CONFIG_DIGEST = 3
 
-
+CONFIG_DIGEST = "config_digest"
 _KINDS = {"layers": list, "left_out": dict, "calibration": dict, "digest": str}
 
 
@@ -55,7 +59,7 @@ class HalftoneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
-        return {
+        data = {
             "quant_method": QuantMethod.HALFTONE.value,
             "format_version": FORMAT_VERSION,
             "recipe": self.recipe.to_dict(),
@@ -65,13 +69,15 @@ class HalftoneConfig:
             "calibration": dict(self.calibration),
             "digest": self.digest,
         }
+        return {**data, CONFIG_DIGEST: config_digest(data)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], **_: Any) -> HalftoneConfig:
         """Reads what `to_dict` wrote, strictly.
 
         Raises:
-            ArtifactError: the format is newer than this release, or a key is missing, unknown or of another kind.
+            ArtifactError: the format is newer than this release, a key is missing, unknown or of another kind, or the
+                whole is not what was saved.
         """
         version = data.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
@@ -79,9 +85,15 @@ class HalftoneConfig:
                 f"This artifact has format version {version}, and this Halftone reads up to {FORMAT_VERSION};"
                 " upgrade Halftone to load it."
             )
+        if type(version) is not int or version not in _READABLE:
+            raise ArtifactError(
+                f"The quantization_config is damaged: unexpected or missing format_version {version!r}."
+            )
         expected = {"quant_method", "format_version", *(f.name for f in fields(cls))}
-        if set(data) != expected or version != FORMAT_VERSION:
-            odd = sorted(set(data) ^ expected) or [f"format_version {version!r}"]
+        if version >= _WITH_CONFIG_DIGEST:
+            expected.add(CONFIG_DIGEST)
+        if set(data) != expected:
+            odd = sorted(set(data) ^ expected)
             raise ArtifactError(f"The quantization_config is damaged: unexpected or missing {', '.join(odd)}.")
         for key, kind in _KINDS.items():
             if not isinstance(data[key], kind):
@@ -92,9 +104,15 @@ class HalftoneConfig:
             recipe = Recipe.from_dict(data["recipe"], "the artifact's recipe")
         except RecipeError as error:
             raise ArtifactError(f"The quantization_config is damaged: {error}") from error
+        slots = TimestepSlots.from_dict(data["slots"])
+        if CONFIG_DIGEST in expected and data[CONFIG_DIGEST] != config_digest(data):
+            raise ArtifactError(
+                "The quantization_config is not what was saved (a changed slot, layer or recipe); copy the artifact"
+                " again or quantize anew."
+            )
         return cls(
             recipe=recipe,
-            slots=TimestepSlots.from_dict(data["slots"]),
+            slots=slots,
             layers=tuple(str(name) for name in data["layers"]),
             left_out=dict(data["left_out"]),
             calibration=dict(data["calibration"]),
@@ -106,6 +124,12 @@ class HalftoneConfig:
 
     def __repr__(self) -> str:
         return f"HalftoneConfig({self.recipe.name}, {len(self.layers)} layers, {len(self.slots)} slots)"
+
+
+def config_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 over a configuration as plain data, without its own digest: what the integers mean hangs on it."""
+    covered = {key: value for key, value in data.items() if key != CONFIG_DIGEST}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
 def quantized_digest(module: nn.Module) -> str:

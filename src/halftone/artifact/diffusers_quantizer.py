@@ -11,9 +11,12 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
 from halftone.artifact.config import HalftoneConfig, QuantMethod, quantized_digest
+from halftone.artifact.packed_weights import pack_weights
+from halftone.attention import use_attention
 from halftone.denoiser import choose_slots, set_submodule
 from halftone.errors import ArtifactError
 from halftone.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from halftone.packing import packed_bytes, unpack_bits
 from halftone.timesteps import SlotClock
 
 
@@ -64,11 +67,17 @@ class HalftoneQuantizer(DiffusersQuantizer):
         *_: Any,
         **__: Any,
     ) -> None:
-        """Places the tensor as it is stored: `param_value` may have been cast to the dtype of the rest."""
+        """Places the tensor as it is stored: `param_value` may have been cast to the dtype of the rest.
+
+        Packed weights are unpacked here, one layer at a time, and stay int8 in memory.
+        """
         owner, leaf = param_name.rpartition(".")[::2]
         layer = model.get_submodule(owner)
+        assert isinstance(layer, QuantizedLayer)  # `check_if_quantized_param` let no other pass
         stored = state_dict[param_name].to(target_device)
         empty = layer.get_parameter(leaf) if leaf == "weight" else layer.get_buffer(leaf)
+        if leaf == "weight" and _is_packed(stored, empty, layer.weight_num_bits):
+            stored = unpack_bits(stored, layer.weight_num_bits, empty.shape)
         if (stored.dtype, stored.shape) != (empty.dtype, empty.shape):
             raise ArtifactError(
                 f"{param_name} is stored as {stored.dtype} {tuple(stored.shape)} instead of {empty.dtype}"
@@ -79,6 +88,12 @@ class HalftoneQuantizer(DiffusersQuantizer):
         else:
             layer.register_buffer(leaf, stored)
 
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, torch.Tensor], safe_serialization: bool = False
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What `save_pretrained` writes; diffusers asks for it since some release after 0.37."""
+        return pack_weights(state_dict, self.quantization_config), {}
+
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if quantized_digest(model) != self.quantization_config.digest:
             raise ArtifactError(
@@ -86,6 +101,7 @@ class HalftoneQuantizer(DiffusersQuantizer):
                 " files of two artifacts mixed); copy the artifact again or quantize anew."
             )
         choose_slots(model, SlotClock(self.quantization_config.slots))
+        use_attention(model, "auto")
         # diffusers takes this flag for "must not be cast", and its from_pipe (image-to-image) casts. Our layers can be
         # cast: integers and scales stay what they are.
         model.is_quantized = False  # type: ignore[assignment]
@@ -101,6 +117,13 @@ class HalftoneQuantizer(DiffusersQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _is_packed(stored: torch.Tensor, empty: torch.Tensor, num_bits: int) -> bool:
+    """Whether a weight is stored as a stream of bits, of the length that its shape demands."""
+    if stored.dtype != torch.uint8 or num_bits >= 8:
+        return False
+    return tuple(stored.shape) == (packed_bytes(empty.numel(), num_bits),)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from halftone.artifact.config import HalftoneConfig
 from halftone.artifact.manifest import MANIFEST, check_files, read_manifest
+from halftone.attention import attention_words
 from halftone.errors import ArtifactError, InputError
+from halftone.files import parse_json
 from halftone.kernels import kernel_report, select
 
 _FLOAT32_BYTES = 4
+_UINT8 = "U8"  # safetensors' name of the dtype of packed weights; nothing else in a denoiser has it
 _OF_THE_RECORD = {"prompts", "num_inference_steps", "scheduler", "denoiser_passes_per_prompt", "versions"}
 _TABLES = ("weight_scale", "input_scale", "input_zero_point", "input_num_bits")
 
@@ -24,11 +26,12 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
     """Facts about an artifact, JSON-ready.
 
     Returns:
-        ``artifact``, ``recipe`` (as a mapping), ``weight_bits``, ``average_activation_bits`` (over the denoiser calls
-        of the calibrated trajectory), ``slots`` (timestep and bits of each), ``layers`` (names), ``left_out``
-        (name -> reason), ``sizes`` (bytes; ``denoiser_ratio`` is to float32), ``calibration`` (the record),
-        ``kernels`` (what would run here), ``files_checked`` (False for a folder without halftone.json, as a pipeline's
-        own ``save_pretrained`` writes it: there is nothing to compare the files with).
+        ``artifact``, ``recipe`` (as a mapping), ``weight_bits``, ``weights_packed`` (whether the file holds them as a
+        stream of bits), ``average_activation_bits`` (over the denoiser calls of the calibrated trajectory), ``slots``
+        (timestep and bits of each), ``layers`` (names), ``left_out`` (name -> reason), ``sizes`` (bytes;
+        ``denoiser_ratio`` is to float32), ``calibration`` (the record), ``kernels`` (what would run here),
+        ``files_checked`` (False for a folder without halftone.json, as a pipeline's own ``save_pretrained`` writes
+        it: there is nothing to compare the files with).
 
     Raises:
         InputError: there is no such folder.
@@ -41,7 +44,7 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
     manifest = read_manifest(folder) if has_manifest else {}
     if has_manifest:
         check_files(folder)
-    component, config = _quantized_component(folder)
+    component, config = quantized_component(folder)
     if (
         has_manifest and manifest.get("calibration") != config.calibration
     ):  # the only file that no digest covers is the manifest itself
@@ -59,24 +62,29 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
         "artifact": str(folder),
         "recipe": config.recipe.to_dict(),
         "weight_bits": config.recipe.weights.num_bits,
+        "weights_packed": _is_packed(folder / component, config),
         "average_activation_bits": sum(bits) / len(bits),
         "slots": [
             {"timestep": value, "bits": width} for value, width in zip(slots.timesteps, slots.num_bits, strict=True)
         ],
         "layers": list(config.layers),
         "left_out": dict(config.left_out),
-        "sizes": _sizes(folder, component),
+        "sizes": _sizes(folder, component, config),
         "calibration": dict(config.calibration),
         "kernels": _kernels(sorted(set(slots.num_bits))),
         "files_checked": has_manifest,
     }
 
 
-def _quantized_component(folder: Path) -> tuple[str, HalftoneConfig]:
-    """The component whose config.json has Halftone's quantization_config, and that configuration."""
+def quantized_component(folder: Path) -> tuple[str, HalftoneConfig]:
+    """The component whose config.json has Halftone's quantization_config, and that configuration.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
     for path in sorted(folder.glob("*/config.json")):
         try:
-            data = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+            data = parse_json(path.read_text(encoding="utf-8")).get("quantization_config")
         except (ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} cannot be read as JSON ({error}); copy the artifact again.") from error
         if isinstance(data, dict) and data.get("quant_method") == "halftone":
@@ -88,10 +96,12 @@ def _quantized_component(folder: Path) -> tuple[str, HalftoneConfig]:
     raise ArtifactError(f"{folder} has a {MANIFEST} but no component that Halftone quantized; copy the artifact again.")
 
 
-def _sizes(folder: Path, component: str) -> dict[str, float]:
+def _sizes(folder: Path, component: str, config: HalftoneConfig) -> dict[str, float]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     stored = sum(path.stat().st_size for path in (folder / component).glob("*.safetensors"))
-    as_float = sum(_FLOAT32_BYTES * math.prod(shape) for name, shape in _shapes(folder / component) if _is_weight(name))
+    as_float = _FLOAT32_BYTES * sum(
+        _values(tensor, config) for tensor in _stored(folder / component) if _is_weight(tensor.name)
+    )
     return {
         "denoiser_bytes": stored,
         "denoiser_float32_bytes": as_float,
@@ -104,18 +114,39 @@ def _is_weight(name: str) -> bool:
     return name.rpartition(".")[2] not in _TABLES
 
 
-def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+class _Stored(NamedTuple):
+    """A tensor in a file: its name, safetensors' name of its dtype, its shape."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+def _is_packed(folder: Path, config: HalftoneConfig) -> bool:
+    names = {f"{name}.weight" for name in config.layers}
+    return any(tensor.dtype == _UINT8 for tensor in _stored(folder) if tensor.name in names)
+
+
+def _values(tensor: _Stored, config: HalftoneConfig) -> int:
+    """Numbers in a tensor; in packed weights, whose bytes are all that is known, up to seven too many per layer where
+    their number is no multiple of eight."""
+    count = math.prod(tensor.shape)
+    return count * 8 // config.recipe.weights.num_bits if tensor.dtype == _UINT8 else count
+
+
+def _stored(folder: Path) -> Iterator[_Stored]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no dict)
-                    yield name, file.get_slice(name).get_shape()
+                    part = file.get_slice(name)
+                    yield _Stored(name, part.get_dtype(), part.get_shape())
         except SafetensorError as error:
             raise ArtifactError(f"{path} is damaged ({error}); copy the artifact again.") from error
 
 
 def _kernels(widths: list[int]) -> dict[str, str]:
-    """What would run the layers on this machine's CPU, and why nothing faster would."""
+    """What would run layers and attention on this machine's CPU, and why nothing faster would."""
     for operation in ("linear", "conv2d"):
         for bits in widths:
             select(operation, "cpu", bits)
@@ -125,4 +156,5 @@ def _kernels(widths: list[int]) -> dict[str, str]:
         assert isinstance(passed_over, dict)
         reasons = "; ".join(f"not {name}: {why}" for name, why in passed_over.items())
         words[key] = f"{choice['kernel']} (integer){'; ' + reasons if reasons else ''}"
+    words["attention"] = attention_words()
     return words

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from halftone.errors import ArtifactError
-from halftone.files import file_sha256
+from halftone.files import file_sha256, parse_json, reason_of
 
 MANIFEST = "halftone.json"
 MANIFEST_VERSION = 1
@@ -21,9 +20,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); copy the artifact again.") from error
+        raise ArtifactError(f"{path} cannot be read ({reason_of(error)}); copy the artifact again.") from error
     version = manifest.get("manifest_version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > MANIFEST_VERSION:
         raise ArtifactError(

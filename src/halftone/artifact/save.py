@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from halftone.artifact.load import artifact_config
 from halftone.artifact.manifest import MANIFEST, MANIFEST_VERSION, check_files
+from halftone.artifact.packed_weights import packed_state_dict
+from halftone.denoiser import find_denoiser
 from halftone.errors import ArtifactError, InputError
-from halftone.files import file_sha256, reason_of, sync_tree, write_atomically
+from halftone.files import file_sha256, output_folder, reason_of, sync_tree, write_atomically
+from halftone.locks import only_writer
+
+_ORIGINS = {"_name_or_path", "name_or_path"}
 
 
 def save(pipeline: Any, path: str | Path, record: Mapping[str, Any]) -> Path:
@@ -22,21 +31,30 @@ def save(pipeline: Any, path: str | Path, record: Mapping[str, Any]) -> Path:
 
     Args:
         pipeline: with an attached quantized denoiser.
-        path: a folder that does not exist or is empty, or holds this very artifact.
+        path: a folder that does not exist or is empty, or holds this very artifact; links are followed.
         record: the calibration record for halftone.json.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds something else, cannot be replaced, or another command is writing to it.
         ArtifactError: it could not be written (no space left, no permission).
     """
-    target = Path(os.path.abspath(path))
+    target = output_folder(path)
+    with only_writer(target) as locked:
+        if locked:  # or what is there may be another's work
+            _remove_stale_parts(target)
+        return _save(pipeline, target, record)
+
+
+def _save(pipeline: Any, target: Path, record: Mapping[str, Any]) -> Path:
     if not (target / MANIFEST).is_file():
         check_free(target)
-    part = target.with_name(f".{target.name}.part")
+    # a name of its own, for file systems on which nobody can be locked out
+    part = target.with_name(f".{target.name}.{secrets.token_hex(2)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        pipeline.save_pretrained(part, safe_serialization=True)
+        with packed_state_dict(find_denoiser(pipeline).module, artifact_config(pipeline)):
+            pipeline.save_pretrained(part, safe_serialization=True)
+        _forget_origin(part)
         manifest = {
             "manifest_version": MANIFEST_VERSION,
             "files": {name: file_sha256(part / name) for name in _files(part)},
@@ -62,15 +80,46 @@ def save(pipeline: Any, path: str | Path, record: Mapping[str, Any]) -> Path:
 
 
 def check_free(target: Path) -> None:
-    """Refuses a target that holds something.
+    """Refuses a target that holds something, or that no finished folder can be moved into the place of.
 
     Raises:
-        InputError: the path is a file or a non-empty folder.
+        InputError: the path is a file, a non-empty folder, a mount point or the current folder.
     """
-    if target.is_file():
+    if not target.exists():
+        return
+    if not target.is_dir():
         raise InputError(f"{target} is a file; choose another folder for the output.")
-    if target.exists() and any(target.iterdir()):
+    if any(target.iterdir()):
         raise InputError(f"{target} is not empty; choose another folder for the output or empty this one.")
+    if target.is_mount():
+        raise InputError(f"{target} is a mount point, which nothing can replace; choose a folder in it for the output.")
+    if _is_current(target):  # whoever is in it would be left in a folder that is no more
+        raise InputError(f"{target} is the current folder, which is kept; choose a folder in it for the output.")
+
+
+def _is_current(folder: Path) -> bool:
+    with suppress(FileNotFoundError):  # the current folder has been removed
+        return folder.samefile(os.curdir)
+    return False
+
+
+def _remove_stale_parts(target: Path) -> None:
+    """Removes what killed runs have left beside the target."""
+    own = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{4}}\.part")
+    for path in target.parent.iterdir():
+        if own.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _forget_origin(part: Path) -> None:
+    """Takes out where the components were opened from, which diffusers and transformers note in their configurations:
+    it tells nothing of the model, and something of whoever made the artifact."""
+    for path in (part / "model_index.json", *part.glob("*/*config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = _ORIGINS & config.keys() if isinstance(config, dict) else ()
+        if found:
+            kept = {key: value for key, value in config.items() if key not in found}
+            path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _same(part: Path, target: Path) -> bool:

@@ -12,6 +12,7 @@ from halftone.cli.demo import demo
 from halftone.cli.generate import generate
 from halftone.cli.inspect import inspect
 from halftone.cli.quantize import quantize
+from halftone.cli.recipes import recipes
 
 app = typer.Typer(
     name="halftone",
@@ -28,6 +29,7 @@ app.command()(inspect)
 app.command()(bench)
 app.command()(demo)
 app.command()(card)
+app.command()(recipes)
 
 
 def _version(asked: bool) -> None:

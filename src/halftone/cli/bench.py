@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from halftone.qdiffbench.results import Results
 
 BUNDLED_CLIP = "bundled:mini-clip"
-LARGE_CLIP = "openai/clip-vit-large-patch14"
 NONE = "none"
 
 
@@ -132,12 +131,14 @@ def _usual_clip(reference: str, look: bool) -> str:
     Args:
         look: whether the reference is a folder of images, whose size tells.
     """
-    if not look:
-        return BUNDLED_CLIP if reference.startswith("bundled:") else LARGE_CLIP
-    from halftone.qdiffbench.foreign_images import all_images
-    from halftone.qdiffbench.gallery import read_image
+    from halftone.qdiffbench.clip_model import DEFAULT_CLIP
 
-    return BUNDLED_CLIP if read_image(all_images(Path(reference)).paths[0]).shape[:2] == (64, 64) else LARGE_CLIP
+    if not look:
+        return BUNDLED_CLIP if reference.startswith("bundled:") else DEFAULT_CLIP
+    from halftone.qdiffbench.foreign_images import all_images
+    from halftone.qdiffbench.image_files import read_image
+
+    return BUNDLED_CLIP if read_image(all_images(Path(reference)).paths[0]).shape[:2] == (64, 64) else DEFAULT_CLIP
 
 
 def _prompt_sets(given: list[str], images: bool) -> dict[str, str]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from halftone.cli import interruption
+
 WRONG_INPUT = 2
 INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 2.0
@@ -27,13 +29,13 @@ def run_guarded(command: Callable[[], Any], *, debug: bool) -> int:
     """
     import typer
 
-    from halftone.errors import HalftoneError
+    from halftone.errors import HalftoneError, is_out_of_memory
     from halftone.files import reason_of
 
     # Typer has brought its own copy of click since 0.26; whichever it is, this is the base of its usage errors.
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
-        result = command()
+        result = interruption.unmasked(command)
         sys.stdout.flush()  # here a reader that has gone, or a full disk, can still be told of
         if result == INTERRUPTED:  # typer turns Ctrl-C into the exit code, or into Abort, depending on its release
             raise KeyboardInterrupt
@@ -47,8 +49,7 @@ def run_guarded(command: Callable[[], Any], *, debug: bool) -> int:
         complain(f"{error.format_message()} (halftone COMMAND --help lists the options)")
         return WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        complain("Interrupted; what is finished is kept, and the same command goes on from there.")
-        return INTERRUPTED
+        return tell_interrupted()
     except BrokenPipeError:  # the reader of our output has gone, as in `halftone inspect … | head`
         _forget_stdout()
         return 0
@@ -56,16 +57,10 @@ def run_guarded(command: Callable[[], Any], *, debug: bool) -> int:
         _forget_stdout()
         return _failed(f"The system refuses to go on: {reason_of(error)}.", WRONG_INPUT, debug)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             first = " ".join(str(error).split())[:200]
             return _failed(f"Out of memory; a smaller size or --batch-size needs less ({first}).", WRONG_INPUT, debug)
         return _failed(f"{type(error).__name__}: {error} (a fault of Halftone itself; --debug shows where)", 1, debug)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's own error, an accelerator's, or that of torch's allocator, which has no type of its own."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _forget_stdout() -> None:
@@ -75,6 +70,12 @@ def _forget_stdout() -> None:
     except OSError:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def tell_interrupted() -> int:
+    """Says so; returns the exit code."""
+    complain("Interrupted; what is finished is kept, and the same command goes on from there.")
+    return INTERRUPTED
 
 
 def _failed(sentence: str, code: int, debug: bool) -> int:
@@ -107,9 +108,19 @@ def progress(what: str) -> Iterator[Progress]:
     line at every tenth. Also with --json, since stdout is the result's alone: 2>/dev/null silences it."""
     if sys.stderr.isatty():
         with _bar(what) as advance:
-            yield advance
+            yield _interruptible(advance)
     else:
-        yield _tenths(what)
+        yield _interruptible(_tenths(what))
+
+
+def _interruptible(advance: Progress) -> Progress:
+    """Between two steps even a Ctrl-C is heard that a library has swallowed."""
+
+    def advance_or_stop(done: int, total: int) -> None:
+        interruption.check()
+        advance(done, total)
+
+    return advance_or_stop
 
 
 @contextmanager

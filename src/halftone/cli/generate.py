@@ -22,8 +22,9 @@ def generate(
     seed: options.Seed = 0,
     height: options.Height = None,
     width: options.Width = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.DtypeOrRecorded = None,
     device: options.Device = "cpu",
+    attention: options.Attention = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -36,7 +37,8 @@ def generate(
     from halftone.sources import content_sha256
 
     texts = chosen_prompts(prompts, prompt, num_prompts)
-    pipeline = options.open_source(source, dtype, device, scheduler)
+    dtype = options.dtype_of(source, dtype)
+    pipeline = options.open_source(source, dtype, device, scheduler, attention)
     settings = GenerationSettings(
         num_inference_steps=steps, guidance_scale=guidance, seed=seed, **options.image_size(height, width)
     )
@@ -73,4 +75,7 @@ def chosen_prompts(source: str | None, single: list[str] | None, limit: int | No
         raise InputError("Give either --prompts FILE or --prompt TEXT.")
     if source is not None:
         return read_prompts(source, limit=limit)
-    return check_prompts(single or [])[:limit]
+    texts = check_prompts(single or [])
+    if limit is not None and limit > len(texts):
+        raise InputError(f"--num-prompts asks for {limit} prompts, and --prompt is given {len(texts)} times.")
+    return texts[:limit]

@@ -28,10 +28,12 @@ def inspect(
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     calibration, sizes = facts["calibration"], facts["sizes"]
+    rounding = facts["recipe"]["weights"]["rounding"]
+    packed = "; packed" if facts["weights_packed"] else ""
     lines = [
         f"artifact     {facts['artifact']}",
         f"recipe       {facts['recipe']['name']}: {facts['recipe']['description']}".rstrip(": "),
-        f"weights      {facts['weight_bits']} bits, a scale for each output channel",
+        f"weights      {facts['weight_bits']} bits, a scale for each output channel, rounding {rounding}{packed}",
         f"activations  {facts['average_activation_bits']:.4g} bits on average over {len(facts['slots'])} slots",
         f"layers       {len(facts['layers'])} quantized, {len(facts['left_out'])} left in floating point",
         f"denoiser     {sizes['denoiser_bytes'] / 1e6:.2f} MB, {sizes['denoiser_ratio']:.3f} of float32",

@@ -28,7 +28,19 @@ Width = Annotated[int | None, typer.Option("--width", min=8, help="Pixels; the p
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float32, bfloat16 or float16: of everything that is not quantized.")
 ]
+DtypeOrRecorded = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16 or float16: of everything that is not quantized. If not given, that of an artifact's"
+        " calibration, else float32.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps …")]
+Attention = Annotated[
+    str | None,
+    typer.Option("--attention", help="float, bfloat16, int8 or auto: what attention rounds to on a CPU."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and which kernels run.")]
 
@@ -45,8 +57,19 @@ def parse_dtype(name: str) -> torch.dtype:
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
-        raise InputError(f"{name!r} is no dtype to run in; {suggest(name, known)}.")
+        raise InputError(f"{name!r} is no dtype to run in; {suggest(name, known)}")
     return known[name]
+
+
+def dtype_of(source: str, given: str | None) -> str:
+    """The name of the dtype to run a source in."""
+    from halftone.artifact.load import recorded_dtype
+    from halftone.sources import resolve_folder
+
+    if given is not None:
+        return given
+    recorded = recorded_dtype(resolve_folder(source))
+    return str(recorded).removeprefix("torch.") if recorded is not None else "float32"
 
 
 def parse_device(name: str) -> torch.device:
@@ -72,9 +95,11 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def open_source(source: str, dtype: str, device: str, scheduler: str | None) -> Any:
+def open_source(source: str, dtype: str, device: str, scheduler: str | None, attention: str | None = None) -> Any:
     """The pipeline of a source, set up as the options say; an artifact's files are checked first."""
     from halftone.artifact.manifest import MANIFEST, check_files
+    from halftone.attention import use_attention
+    from halftone.denoiser import find_denoiser
     from halftone.schedulers import use_scheduler
     from halftone.sources import open_pipeline, resolve_folder
 
@@ -84,6 +109,8 @@ def open_source(source: str, dtype: str, device: str, scheduler: str | None) -> 
     pipeline = open_pipeline(source, dtype=numbers, device=place, progress_bar=False)
     if scheduler is not None:
         use_scheduler(pipeline, scheduler)
+    if attention is not None:
+        use_attention(find_denoiser(pipeline).module, attention)
     return pipeline
 
 
