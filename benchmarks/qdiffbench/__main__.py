@@ -34,6 +34,8 @@ from benchmarks.qdiffbench.verdicts import criteria
 from halftone.cli.console import quiet_libraries
 from halftone.errors import HalftoneError
 from halftone.files import write_atomically
+from halftone.qdiffbench.model_folders import folder_sha256, resolve_model
+from halftone.sources import content_sha256
 
 DURATION = """
 On two free cores it takes about two and a half hours: 13,824 images of bundled:mini-sd at 20 steps are 1.06 s of a core
@@ -66,7 +68,9 @@ def main() -> None:
 
 def run_study(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
     """All parts, those that an earlier run has finished being read."""
-    study.claim()
+    settings = study.settings
+    contents = {"source": content_sha256(settings.source), "clip": folder_sha256(resolve_model(settings.clip))}
+    study.claim(contents)
     makers = {
         "itself": parts.itself,
         "undisturbed": parts.undisturbed,
@@ -75,8 +79,9 @@ def run_study(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
     }
     done = {name: parts.kept(study, name, partial(make, study, say)) for name, make in makers.items()}
     return {
-        "settings": asdict(study.settings),
-        "criteria": criteria(done, study.settings.kills),
+        "settings": asdict(settings),
+        "contents": contents,
+        "criteria": criteria(done, settings.kills),
         "parts": done,
     }
 

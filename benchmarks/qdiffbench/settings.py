@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from halftone.files import write_atomically
 
 ITSELF = "itself"
 SETTINGS = "study.json"
+_CONTENTS = "contents"
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,16 @@ class Study:
     settings: StudySettings
     work: Path
 
-    def claim(self) -> None:
+    def claim(self, contents: Mapping[str, str]) -> None:
         """Begins the folder, or goes on in it.
+
+        Args:
+            contents: hashes of the models, which may lie under the same name and be others tomorrow.
 
         Raises:
             InputError: another study was begun there, or something else is in it.
         """
-        wanted = json.loads(json.dumps(asdict(self.settings)))
+        wanted = json.loads(json.dumps({**asdict(self.settings), _CONTENTS: dict(contents)}))
         path = self.work / SETTINGS
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -101,6 +105,7 @@ class Study:
     def reopened(cls, work: Path) -> Study:
         """The study that `claim` began."""
         stored: dict[str, Any] = json.loads((work / SETTINGS).read_text(encoding="utf-8"))
+        del stored[_CONTENTS]
         return cls(StudySettings(**{**stored, "sigmas": tuple(stored["sigmas"])}), work)
 
     @property

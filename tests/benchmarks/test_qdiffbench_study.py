@@ -127,15 +127,18 @@ def test_wrong_settings_and_other_studies_are_refused(tmp_path):
     for change in ({"coverage_sigma": 0.2}, {"sigmas": (0.5, 0.1)}, {"rank_images": 21}):
         with pytest.raises(InputError):
             dataclasses.replace(SETTINGS, **change)
-    Study(SETTINGS, tmp_path / "work").claim()
+    models = {"source": "abc"}
+    Study(SETTINGS, tmp_path / "work").claim(models)
     assert Study.reopened(tmp_path / "work").settings == SETTINGS
-    Study(SETTINGS, tmp_path / "work").claim()
+    Study(SETTINGS, tmp_path / "work").claim(models)
+    with pytest.raises(InputError, match="differs in: contents"):
+        Study(SETTINGS, tmp_path / "work").claim({"source": "abd"})
     with pytest.raises(InputError, match="differs in: steps"):
-        Study(dataclasses.replace(SETTINGS, steps=3), tmp_path / "work").claim()
+        Study(dataclasses.replace(SETTINGS, steps=3), tmp_path / "work").claim(models)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="holds no study"):
-        Study(SETTINGS, tmp_path / "other").claim()
+        Study(SETTINGS, tmp_path / "other").claim(models)
 
 
 def test_criteria_notice_what_is_wrong():
