@@ -1,6 +1,6 @@
 """How long attention takes: torch in float32 and bfloat16, and the native kernel, in interleaved rounds.
 
-    python benchmarks/attention.py [--quick] [--threads N] [--json FILE] [--model sd15|sdxl]
+    python -m benchmarks.attention [--quick] [--threads N] [--json FILE] [--model sd15|sdxl]
 
 Prints a table of median milliseconds (and the middle half of the rounds, in percent), the ratios to torch's bfloat16,
 and the errors against float64 in percent of the result, and writes all of it as JSON. The rounds interleave the
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.timing import Timing, repeats_for, seconds, spread_percent, summary
 from halftone.native import attention as native
 
-Timing = dict[str, float]
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 _BASE = "torch bfloat16"
@@ -165,25 +163,6 @@ def relative_error(result: Tensor, exact: Tensor) -> float:
     return float((result[:, :, :_COMPARED].double() - exact).norm() / exact.norm())
 
 
-def repeats_for(call: Callable[[], Tensor], least: float) -> int:
-    """How many calls last ``least`` seconds."""
-    return max(1, int(least / max(1e-9, seconds(call, 1))))
-
-
-def seconds(call: Callable[[], Tensor], repeats: int) -> float:
-    """Mean time of a call."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def summary(values: list[float]) -> Timing:
-    """Median, quartiles and least, in milliseconds."""
-    low, median, high = (1e3 * value for value in statistics.quantiles(values, n=4))
-    return {"median_ms": median, "lower_quartile_ms": low, "upper_quartile_ms": high, "least_ms": 1e3 * min(values)}
-
-
 def row(result: dict[str, object]) -> str:
     """A line of the table: median, spread of the middle half, ratio to torch's bfloat16, error in percent."""
     timings: dict[str, Timing] = result["timings"]  # type: ignore[assignment]
@@ -191,8 +170,8 @@ def row(result: dict[str, object]) -> str:
     errors: dict[str, float] = result["errors"]  # type: ignore[assignment]
     cells = []
     for name, timing in timings.items():
-        spread = (timing["upper_quartile_ms"] - timing["lower_quartile_ms"]) / timing["median_ms"]
-        cells.append(f"{timing['median_ms']:8.2f} ±{50 * spread:2.0f}% {ratios[name]:5.2f}x {100 * errors[name]:5.2f}%")
+        time_and_spread = f"{timing['median_ms']:8.2f} ±{spread_percent(timing):2.0f}%"
+        cells.append(f"{time_and_spread} {ratios[name]:5.2f}x {100 * errors[name]:5.2f}%")
     return f"{result['name']:36}" + "".join(f"{cell:>30}" for cell in cells)
 
 

@@ -1,6 +1,6 @@
 """How long one layer takes: the reference, oneDNN's integers, and float32, in interleaved rounds.
 
-    python benchmarks/kernels.py [--quick] [--threads N] [--json FILE] [--model mini|sd15]
+    python -m benchmarks.kernels [--quick] [--threads N] [--json FILE] [--model mini|sd15]
 
 Prints a table of median milliseconds (and the middle half of the rounds, in percent) and the ratios to float32, and
 writes all of it as JSON. The rounds interleave the implementations, so that what else the machine does falls on all
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import Timing, repeats_for, seconds, spread_percent, summary
 from halftone.kernels import onednn, reference
 from halftone.kernels.onednn_product import unavailable
 from halftone.kernels.registry import ConvGeometry, LayerWeights, PreparedKernel
-
-Timing = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -166,34 +163,13 @@ def call_of(kernel: PreparedKernel, x: Tensor, num_bits: int) -> Callable[[], Te
     return lambda: kernel(x, 8.0 / levels, levels // 2 - 1, num_bits)
 
 
-def repeats_for(call: Callable[[], Tensor], least: float) -> int:
-    """How many calls last ``least`` seconds; the first call, which may prepare something, is not counted."""
-    call()
-    return max(1, int(least / max(1e-9, seconds(call, 1))))
-
-
-def seconds(call: Callable[[], Tensor], repeats: int) -> float:
-    """Mean time of a call."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def summary(values: list[float]) -> Timing:
-    """Median, quartiles and least, in milliseconds."""
-    low, median, high = (1e3 * value for value in statistics.quantiles(values, n=4))
-    return {"median_ms": median, "lower_quartile_ms": low, "upper_quartile_ms": high, "least_ms": 1e3 * min(values)}
-
-
 def row(layer: dict[str, object]) -> str:
     """A line of the table: median, spread of the middle half, ratio to float32."""
     timings: dict[str, Timing] = layer["timings"]  # type: ignore[assignment]
     ratios: dict[str, float] = layer["speedup_over_float32"]  # type: ignore[assignment]
     cells = []
     for name, timing in timings.items():
-        spread = (timing["upper_quartile_ms"] - timing["lower_quartile_ms"]) / timing["median_ms"]
-        cells.append(f"{timing['median_ms']:9.3f} ±{50 * spread:2.0f}% {ratios[name]:5.2f}x")
+        cells.append(f"{timing['median_ms']:9.3f} ±{spread_percent(timing):2.0f}% {ratios[name]:5.2f}x")
     return f"{layer['name']:36}" + "".join(f"{cell:>22}" for cell in cells)
 
 

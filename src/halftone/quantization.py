@@ -207,17 +207,9 @@ def quantize(
     common = (pipeline, denoiser, names, recipe, settings, trace, clock, checkpoint)
     rounding = round_weights(*common, lambda done, _: progress(done, first + calls))
     result = calibrate(*common, lambda done, _: progress(first + done, first + calls), rounding.integers)
-    config = HalftoneConfig(
-        recipe=recipe,
-        slots=slots,
-        layers=names,
-        left_out=left_out,
-        calibration={
-            **_record(pipeline, denoiser, dtype, settings, trace, result, rounding),
-            "source_sha256": source_sha256,
-        },
-        digest=quantized_digest(denoiser.module),
-    )
+    record = _record(pipeline, denoiser, dtype, settings, trace, result, rounding)
+    record["source_sha256"] = source_sha256
+    config = HalftoneConfig(recipe, slots, names, left_out, record, quantized_digest(denoiser.module))
     attach(denoiser.module, config)
     return QuantizationResult(pipeline, config, result, checkpoint, rounding)
 

@@ -14,7 +14,7 @@ from halftone.cli import options
 from halftone.cli.console import emit, progress, quiet_libraries, say, show_kernels
 
 if TYPE_CHECKING:
-    from halftone.qdiffbench.bench import BenchRequest
+    from halftone.qdiffbench.bench import BenchOutcome, BenchRequest
     from halftone.qdiffbench.results import Results
 
 BUNDLED_CLIP = "bundled:mini-clip"
@@ -73,13 +73,10 @@ def bench(
     quiet_libraries()
     if debug:
         show_kernels()
-    from halftone.files import output_errors
     from halftone.generation import GenerationSettings
     from halftone.qdiffbench.bench import BenchRequest
     from halftone.qdiffbench.bench import bench as run
     from halftone.qdiffbench.folders import compare_folders
-    from halftone.report import markdown_table, write_page
-    from halftone.report.outcome import page_of
 
     extractors, judge = _judges(reference, images, features, clip)
     request = BenchRequest(
@@ -101,10 +98,18 @@ def bench(
         commands=(shlex.join(["halftone", *sys.argv[1:]]),),
     )
     outcome = compare_folders(request, progress) if images else run(request, progress)
-    if outcome is None:
-        return
-    with output_errors(f"The report in {out}"):
-        page = write_page(page_of(outcome, title=f"QDiffBench: {_title(request)}"), out)
+    if outcome is not None:
+        _publish(outcome, request, markdown, as_json)
+
+
+def _publish(outcome: BenchOutcome, request: BenchRequest, markdown: bool, as_json: bool) -> None:
+    """Writes the report and tells the results. (Of several ranks, only the first has an outcome.)"""
+    from halftone.files import output_errors
+    from halftone.report import markdown_table, write_page
+    from halftone.report.outcome import page_of
+
+    with output_errors(f"The report in {request.out}"):
+        page = write_page(page_of(outcome, title=f"QDiffBench: {_title(request)}"), request.out)
     _tell(outcome.results, page, markdown_table(outcome.results) if markdown else "", as_json)
 
 
