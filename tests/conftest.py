@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A change is judged by the same examples every time; `pytest --hypothesis-profile=default` searches for new ones.
+settings.register_profile("same-examples", derandomize=True)
+settings.load_profile("same-examples")
 
 
 @pytest.fixture(autouse=True, scope="session")

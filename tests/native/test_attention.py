@@ -105,7 +105,10 @@ def test_any_shape(shape, dtype, precision, size, seed):
     query = query * size
     result = native.attention(query, key, value, precision)
     assert result.shape == query.shape and result.dtype == dtype
-    assert _error(result, _exact(query, key, value)) < 0.02
+    exact = _exact(query, key, value)
+    # Where values of both signs cancel, rounding counts beside their sizes, not beside the little that is left.
+    summed = _exact(query, key, value.abs()).norm()
+    assert (result.double() - exact).norm() < 0.02 * exact.norm() + 0.002 * summed
 
 
 @runs_here
