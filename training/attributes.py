@@ -1,7 +1,8 @@
 """What a scene is, as class labels: the towers of mini-CLIP learn to tell these besides matching each other.
 
-Things are listed twice, from left to right and from front to back. A picture determines both orders; a caption only
-the one that its relation speaks of, and what it leaves open is -1, which the loss ignores.
+Things are listed twice, from left to right and from front to back. A picture determines both orders, unless two things
+stand side by side, hardly one before the other; a caption only the one that its relation speaks of. What is left open
+is -1, which the loss ignores.
 """
 
 from __future__ import annotations
@@ -61,13 +62,11 @@ def _orders(scene: Scene, of_image: bool) -> tuple[_Order, _Order]:
     things = scene.things
     across: _Order = list(sorted(things, key=lambda thing: thing.x))
     deep: _Order = list(sorted(things, key=lambda thing: thing.z))
-    if not of_image and len(things) > 1:
-        if scene.relation in ("front", "behind"):
+    if len(things) > 1:
+        if scene.relation in ("left", "right"):
+            deep = [thing if thing in things[2:] else UNKNOWN for thing in deep]
+        elif not of_image:
             across = [UNKNOWN] * len(things)
-        elif scene.third is None:
-            deep = [UNKNOWN] * len(things)
-        else:
-            deep = [thing if thing is things[2] else UNKNOWN for thing in deep]
     fill: _Order = [None] * (SLOTS - len(things))
     return across + fill, deep + fill
 

@@ -44,11 +44,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--negatives", type=int, default=2)
+    parser.add_argument("--matching", type=float, default=MATCHING_SHARE, help="share of the steps that match captions")
     args = parser.parse_args()
-    train(args.data, args.text, args.out, args.steps, args.batch, args.negatives)
+    train(args.data, args.text, args.out, args.steps, args.batch, args.negatives, args.matching)
 
 
-def train(data: Path, text: Path, out: Path, steps: int, batch: int, negatives: int) -> None:
+def train(data: Path, text: Path, out: Path, steps: int, batch: int, negatives: int, matching_share: float) -> None:
     """Leaves a CLIPModel folder with tokenizer and image processor in `out`/model after every checkpoint."""
     torch.manual_seed(0)
     rank, world = ranks()
@@ -67,7 +68,7 @@ def train(data: Path, text: Path, out: Path, steps: int, batch: int, negatives: 
             seen = clip.vision_model(normalize(pixels[rows])).pooler_output
             logits = model.head(seen)
         classifying = attributes.loss(logits, attributes.labels(part, of_image=True))
-        if step < (1 - MATCHING_SHARE) * steps:
+        if step < (1 - matching_share) * steps:
             return classifying
         return classifying + matching(seen, _captions(part, negatives, step * world + rank))
 

@@ -60,12 +60,17 @@ def test_light_from_the_left_casts_the_shadow_to_the_right():
 
 
 def test_labels_of_a_picture_and_of_a_caption():
-    kinds = attributes.labels([SCENE], of_image=True)[0].tolist()
-    told = attributes.labels([SCENE], of_image=False)[0].tolist()
     cube, cone, nothing = [1, 0, 0, 0], [3, 5, 1, 1], [5, 8, 3, 2]
-    assert kinds == [*cube, *cone, *nothing, *cube, *cone, *nothing, 0, 0, 0, 1]
-    # left and right are said, which of them is nearer is not
-    assert told == [*cube, *cone, *nothing, *[-1] * 8, *nothing, 0, 0, 0, 1]
+    around = [0, 0, 0, 1]
+    across, told_across = attributes.labels([SCENE], of_image=True), attributes.labels([SCENE], of_image=False)
+    # which of two things side by side is nearer is neither said nor seen
+    assert across[0].tolist() == [*cube, *cone, *nothing, *[-1] * 8, *nothing, *around]
+    assert told_across.tolist() == across.tolist()
+    behind = dataclasses.replace(SCENE, relation="behind")
+    seen, told = attributes.labels([behind], of_image=True)[0], attributes.labels([behind], of_image=False)[0]
+    assert seen.tolist() == [*cube, *cone, *nothing, *cube, *cone, *nothing, *around]
+    # left and right are seen, but not said
+    assert told.tolist() == [*[-1] * 8, *nothing, *cube, *cone, *nothing, *around]
 
 
 def test_loss_ignores_what_is_not_told():
