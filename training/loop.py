@@ -147,7 +147,12 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def batch_rows(step: int, count: int, batch: int, seed: int) -> torch.Tensor:
-    """The rows of step's batch: random without state, so that a resumed run sees what an undisturbed one sees."""
+def batch_rows(step: int, rows: int | torch.Tensor, batch: int, seed: int) -> torch.Tensor:
+    """The rows of step's batch: random without state, so that a resumed run sees what an undisturbed one sees.
+
+    `rows`: their number, or what each one's chance is proportional to.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return torch.randint(count, (batch,), generator=generator)
+    if isinstance(rows, torch.Tensor):
+        return torch.multinomial(rows, batch, replacement=True, generator=generator)
+    return torch.randint(rows, (batch,), generator=generator)

@@ -1,4 +1,8 @@
-"""Trains the bundled UNet on cached latents and the frozen mini-CLIP's text states (epsilon prediction)."""
+"""Trains the bundled UNet on cached latents and the frozen mini-CLIP's text states (epsilon prediction).
+
+What is hard to learn is which thing is what, where there are several. So scenes of several things, and the noise at
+which things take their places, come more often and count more than they would by chance.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,12 @@ from .loop import Trainer, autocast, batch_rows, ranks
 from .tokenizer import CONTEXT
 
 CAPTION_DROPOUT = 0.1
+FULL_SHARE = 0.7  # of the plain captions: those that tell everything
 SNR_GAMMA = 5.0
+HEAVIEST = 4.0  # the most that a noisy latent's error counts
+PLACING = (150, 700)  # the timesteps at which things take their places
+PLACING_SHARE = 0.6  # of a batch, beside the uniform draw
+THINGS_DRAWN = {1: 0.4, 2: 1.2, 3: 2.0}  # how often a scene of so many things is drawn, beside the others
 OUTSIDE = ("conv_in", "conv_out")  # of what Muon trains
 
 
@@ -51,16 +60,16 @@ def train(
     model.set_attn_processor(AttnProcessor())
     denoise = torch.compile(model) if compiled else model
     scheduler = make_scheduler()
-    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    weights = (snr.clamp(max=SNR_GAMMA) / snr).sqrt()
+    weights = loss_weights(scheduler)
+    drawn = torch.tensor([THINGS_DRAWN[len(scene.things)] for scene in scenes])
     trainer = Trainer(model, out, steps, learning_rate=1e-3, ema_decay=0.998, warmup=100, outside=OUTSIDE)
 
     def loss(step: int) -> torch.Tensor:
-        rows = batch_rows(step, len(latents), batch, seed=3)[rank::world]
+        rows = batch_rows(step, drawn, batch, seed=3)[rank::world]
         generator = torch.Generator().manual_seed(step * world + rank)
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(1000, (len(rows),), generator=generator)
+        timesteps = draw_timesteps(len(rows), generator)
         noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         captions = training_captions([scenes[int(row)] for row in rows], step * world + rank)
         states = text_states(tokenizer, text_encoder, captions)
@@ -74,6 +83,23 @@ def train(
         return "exported"
 
     trainer.run(loss, save_every=500, report=report)
+
+
+def loss_weights(scheduler: DDIMScheduler) -> torch.Tensor:
+    """What the squared error of the noise counts, by timestep.
+
+    Little noise counts less, as in Hang et al. (2023, arXiv 2303.09556), whose weight's root this is. Much noise counts
+    more: there the noise is all but visible, and its error small even where things are in the wrong place.
+    """
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    return (snr.clamp(max=SNR_GAMMA) / snr).sqrt() * snr.rsqrt().clamp(1, HEAVIEST)
+
+
+def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
+    """int64 (count,): uniform ones, and PLACING_SHARE of them within PLACING."""
+    anywhere = torch.randint(1000, (count,), generator=generator)
+    placing = torch.randint(*PLACING, (count,), generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < PLACING_SHARE, placing, anywhere)
 
 
 def make_model() -> UNet2DConditionModel:
@@ -112,7 +138,7 @@ def training_captions(scenes: list[dataset.Scene], seed: int) -> list[str]:
         elif roll < CAPTION_DROPOUT + STYLED_SHARE:
             captions.append(styled_caption(scene, phrasing))
         else:
-            captions.append(plain_caption(scene, phrasing, full=rng.random() < 0.6))
+            captions.append(plain_caption(scene, phrasing, full=rng.random() < FULL_SHARE))
     return captions
 
 
