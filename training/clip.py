@@ -45,11 +45,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--negatives", type=int, default=2)
     parser.add_argument("--matching", type=float, default=MATCHING_SHARE, help="share of the steps that match captions")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
-    train(args.data, args.text, args.out, args.steps, args.batch, args.negatives, args.matching)
+    train(
+        args.data, args.text, args.out, args.steps, args.batch, args.negatives, args.matching, args.learning_rate
+    )  # fmt: skip
 
 
-def train(data: Path, text: Path, out: Path, steps: int, batch: int, negatives: int, matching_share: float) -> None:
+def train(
+    data: Path,
+    text: Path,
+    out: Path,
+    steps: int,
+    batch: int,
+    negatives: int,
+    matching_share: float,
+    learning_rate: float,
+) -> None:
     """Leaves a CLIPModel folder with tokenizer and image processor in `out`/model after every checkpoint."""
     torch.manual_seed(0)
     rank, world = ranks()
@@ -58,11 +70,11 @@ def train(data: Path, text: Path, out: Path, steps: int, batch: int, negatives: 
     clip = CLIPModel.from_pretrained(text, torch_dtype=torch.float32)
     clip.set_attn_implementation("eager")  # on a CPU its backward pass is faster than the fused one's
     model = ImageTower(clip)
-    pixels = torch.from_numpy(images)
-    trainer = Trainer(model, out, steps, learning_rate=1e-3, weight_decay=0.05, warmup=100, outside=OUTSIDE)
+    pixels, chances = torch.from_numpy(images), dataset.chances(scenes)
+    trainer = Trainer(model, out, steps, learning_rate, weight_decay=0.05, warmup=100, outside=OUTSIDE)
 
     def loss(step: int) -> torch.Tensor:
-        rows = batch_rows(step, len(pixels), batch, seed=1)[rank::world]
+        rows = batch_rows(step, chances, batch, seed=1)[rank::world]
         part = [scenes[int(row)] for row in rows]
         with autocast():
             seen = clip.vision_model(normalize(pixels[rows])).pooler_output

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .render import render
 from .scene import Scene, random_scene
 
 SHARD = 1000
 SPLIT_SEED = {"train": 1, "valid": 2, "held-out": 3}
+THINGS_DRAWN = {1: 0.4, 2: 1.2, 3: 2.0}  # how often a scene of so many things is drawn, beside the others
 
 
 def main() -> None:
@@ -45,6 +47,11 @@ def load(out: Path, split: str) -> tuple[npt.NDArray[np.uint8], list[Scene]]:
             images.append(shard["images"])
             scenes += [Scene.from_json(str(text)) for text in shard["scenes"]]
     return np.concatenate(images), scenes
+
+
+def chances(scenes: list[Scene]) -> torch.Tensor:
+    """float32 (N,), what each scene's chance to be in a batch is proportional to: several things are harder to learn."""
+    return torch.tensor([THINGS_DRAWN[len(scene.things)] for scene in scenes])
 
 
 def scenes_of(split: str, shard: int, count: int = SHARD) -> list[Scene]:

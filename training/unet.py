@@ -27,7 +27,6 @@ SNR_GAMMA = 5.0
 HEAVIEST = 4.0  # the most that a noisy latent's error counts
 PLACING = (150, 700)  # the timesteps at which things take their places
 PLACING_SHARE = 0.6  # of a batch, beside the uniform draw
-THINGS_DRAWN = {1: 0.4, 2: 1.2, 3: 2.0}  # how often a scene of so many things is drawn, beside the others
 OUTSIDE = ("conv_in", "conv_out")  # of what Muon trains
 
 
@@ -61,11 +60,11 @@ def train(
     denoise = torch.compile(model) if compiled else model
     scheduler = make_scheduler()
     weights = loss_weights(scheduler)
-    drawn = torch.tensor([THINGS_DRAWN[len(scene.things)] for scene in scenes])
+    chances = dataset.chances(scenes)
     trainer = Trainer(model, out, steps, learning_rate=1e-3, ema_decay=0.998, warmup=100, outside=OUTSIDE)
 
     def loss(step: int) -> torch.Tensor:
-        rows = batch_rows(step, drawn, batch, seed=3)[rank::world]
+        rows = batch_rows(step, chances, batch, seed=3)[rank::world]
         generator = torch.Generator().manual_seed(step * world + rank)
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
