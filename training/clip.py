@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,17 @@ from .tokenizer import CONTEXT
 STYLED_SHARE = 0.2
 MATCHING_SHARE = 0.4  # of the steps, at the end
 OUTSIDE = ("embedding", "projection", "head")  # of what Muon trains
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, on what: `negatives` wrong captions a scene, `matching` the share of the steps that match captions."""
+
+    steps: int
+    batch: int
+    negatives: int
+    matching: float
+    learning_rate: float
 
 
 class ImageTower(torch.nn.Module):
@@ -47,21 +59,11 @@ def main() -> None:
     parser.add_argument("--matching", type=float, default=MATCHING_SHARE, help="share of the steps that match captions")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
-    train(
-        args.data, args.text, args.out, args.steps, args.batch, args.negatives, args.matching, args.learning_rate
-    )  # fmt: skip
+    plan = Plan(args.steps, args.batch, args.negatives, args.matching, args.learning_rate)
+    train(args.data, args.text, args.out, plan)
 
 
-def train(
-    data: Path,
-    text: Path,
-    out: Path,
-    steps: int,
-    batch: int,
-    negatives: int,
-    matching_share: float,
-    learning_rate: float,
-) -> None:
+def train(data: Path, text: Path, out: Path, plan: Plan) -> None:
     """Leaves a CLIPModel folder with tokenizer and image processor in `out`/model after every checkpoint."""
     torch.manual_seed(0)
     rank, world = ranks()
@@ -71,18 +73,18 @@ def train(
     clip.set_attn_implementation("eager")  # on a CPU its backward pass is faster than the fused one's
     model = ImageTower(clip)
     pixels, chances = torch.from_numpy(images), dataset.chances(scenes)
-    trainer = Trainer(model, out, steps, learning_rate, weight_decay=0.05, warmup=100, outside=OUTSIDE)
+    trainer = Trainer(model, out, plan.steps, plan.learning_rate, weight_decay=0.05, warmup=100, outside=OUTSIDE)
 
     def loss(step: int) -> torch.Tensor:
-        rows = batch_rows(step, chances, batch, seed=1)[rank::world]
+        rows = batch_rows(step, chances, plan.batch, seed=1)[rank::world]
         part = [scenes[int(row)] for row in rows]
         with autocast():
             seen = clip.vision_model(normalize(pixels[rows])).pooler_output
             logits = model.head(seen)
         classifying = attributes.loss(logits, attributes.labels(part, of_image=True))
-        if step < (1 - matching_share) * steps:
+        if step < (1 - plan.matching) * plan.steps:
             return classifying
-        return classifying + matching(seen, _captions(part, negatives, step * world + rank))
+        return classifying + matching(seen, _captions(part, plan.negatives, step * world + rank))
 
     def matching(seen: torch.Tensor, captions: list[str]) -> torch.Tensor:
         tokens = tokenizer(captions, padding="longest", truncation=True, return_tensors="pt")

@@ -50,7 +50,7 @@ def load(out: Path, split: str) -> tuple[npt.NDArray[np.uint8], list[Scene]]:
 
 
 def chances(scenes: list[Scene]) -> torch.Tensor:
-    """float32 (N,), what each scene's chance to be in a batch is proportional to: several things are harder to learn."""
+    """float32 (N,): what a scene's chance to be drawn is proportional to. Several things are harder to learn."""
     return torch.tensor([THINGS_DRAWN[len(scene.things)] for scene in scenes])
 
 
