@@ -1,4 +1,5 @@
-# Halftone. `make demo` and `make test` need nothing but Python 3.10 to 3.13 and this file (GNU make 3.81 or newer).
+# Halftone. `make demo` and `make test` need nothing but Python 3.10 to 3.13 and this file (GNU make 3.81 or newer);
+# on a Mac, Apple Silicon.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,6 +7,8 @@ STAMP  := $(VENV)/.halftone-installed
 DEMO   := demo-report
 
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
+INTEL_MAC := import platform, sys; sys.exit((sys.platform, platform.machine()) == ("darwin", "x86_64"))
+NATIVE    := src/halftone/native/libhalftone_native
 
 .PHONY: help install demo test quality train-bundled clean
 
@@ -24,15 +27,21 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard src/halftone/
 	"$$python" -c '$(SUPPORTED)' 2>/dev/null || { \
 	  echo "Halftone needs Python 3.10 to 3.13, and $$python is `"$$python" --version 2>/dev/null || echo missing`." >&2; \
 	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)   (delete $(VENV) first if it exists)" >&2; \
+	  exit 1; }; \
+	"$$python" -c '$(INTEL_MAC)' || { \
+	  echo "Halftone needs PyTorch 2.6 or newer, of which there is none for a Python of Intel Macs (x86_64); on Apple" \
+	    "Silicon take an arm64 Python: make PYTHON=... $(MAKECMDGOALS)   (delete $(VENV) first if it exists)" >&2; \
 	  exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@ls $(NATIVE).* >/dev/null 2>&1 || echo "The native library was not built, so Halftone will be slower;" \
+	  "$(BIN)/python -m halftone.native tells why, and builds it once there is a C++ compiler." >&2
 	@touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/halftone demo --out $(DEMO)
-	@echo "The report is in $(CURDIR)/$(DEMO)"
+	@echo "The report is in $(abspath $(DEMO))"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -3,11 +3,21 @@
 import errno
 import hashlib
 import os
+import stat
+from contextlib import nullcontext
 
 import pytest
 
 from halftone.errors import OutputError
-from halftone.files import file_sha256, output_errors, reason_of, remove_stale_parts, sync_tree, write_atomically
+from halftone.files import (
+    file_sha256,
+    output_errors,
+    reason_of,
+    remove_stale_parts,
+    sync_folder,
+    sync_tree,
+    write_atomically,
+)
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path):
@@ -33,12 +43,24 @@ def test_failed_write_leaves_the_old_file_and_no_rest(broken, tmp_path, monkeypa
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_new_file_is_not_seen_before_it_is_whole(tmp_path, monkeypatch):
+def test_new_file_is_not_seen_before_it_is_whole_and_its_name_is_on_the_disk_at_last(tmp_path, monkeypatch):
     path = tmp_path / "x"
     seen = []
-    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: seen.append((path.exists(), stat.S_ISDIR(os.fstat(descriptor).st_mode)))
+    )
     write_atomically(path, "text")
-    assert seen == [False]
+    assert seen == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_folder_that_cannot_be_synced_is_no_error_and_a_broken_disk_is_one(number, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with nullcontext() if number != errno.EIO else pytest.raises(OSError):
+        sync_folder(tmp_path)
 
 
 def test_reasons():

@@ -15,6 +15,7 @@ import halftone
 from halftone import generation
 from halftone.errors import InputError, NonFiniteError, OutputError
 from halftone.generation import GenerationSettings, default_guidance, generate, paint
+from halftone.kernels import reference, register_kernel, registry
 
 FAST = GenerationSettings(num_inference_steps=2, seed=10)
 PROMPTS = ["a red cube", "a/b \"quoted\" 'text'", "😀\u2028line\u0085end\nnew"]
@@ -171,7 +172,7 @@ def _other_spacing():
         ({"settings": GenerationSettings(3, seed=10)}, "num_inference_steps"),
         ({"settings": GenerationSettings(2, seed=11)}, "seed"),
         ({"settings": GenerationSettings(2, 1.0, 10)}, "guidance_scale"),
-        ({"source": "another"}, "source"),
+        ({"source": "another"}, "differs in: source"),
         ({"source_sha256": "another"}, "differs in: source_sha256"),
         ({"pipeline": _other_spacing()}, "differs in: scheduler_config"),
         ({"pipeline": tiny_sd(scheduler="pndm")}, "scheduler"),
@@ -238,11 +239,41 @@ def test_quantized_pipeline_paints_the_same_in_any_company(sd_artifact, tmp_path
     assert first[1].read_bytes() == second[1].read_bytes()
 
 
-def test_images_of_other_kernels_are_refused(pipeline, tmp_path, monkeypatch):
-    generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+def test_source_is_known_by_its_content_however_it_is_spelt(pipeline, tmp_path, monkeypatch):
+    generate(pipeline, PROMPTS[:1], tmp_path, FAST, source="./model", source_sha256="abc")
+    assert json.loads((tmp_path / "generation.json").read_text())["source"] == "./model"
+    painted = _painting(monkeypatch)
+    generate(pipeline, PROMPTS[:1], tmp_path, FAST, source="/home/me/model", source_sha256="abc")
+    assert painted == []
+    for digest in ("def", ""):
+        with pytest.raises(InputError, match=r"differs in: .*source_sha256"):
+            generate(pipeline, PROMPTS[:1], tmp_path, FAST, source="./model", source_sha256=digest)
+    with pytest.raises(InputError, match="differs in: dtype"):
+        generate(tiny_sd().to(torch.bfloat16), PROMPTS[:1], tmp_path, FAST, source="", source_sha256="abc")
+
+
+@pytest.fixture
+def another_kernel():
+    """One that is taken before all others."""
+
+    @register_kernel("linear", "another", ("cpu",), priority=1000)
+    def prepare(weights):
+        return reference.prepare_linear(weights)
+
+    yield
+    registry._KERNELS[:] = [kernel for kernel in registry._KERNELS if kernel.name != "another"]
+    registry._choices.clear()
+
+
+def test_images_of_other_kernels_are_refused(pipeline, sd_artifact, tmp_path, monkeypatch, another_kernel):
+    generate(pipeline, PROMPTS[:1], tmp_path / "float", FAST)
+    generate(halftone.load(sd_artifact), PROMPTS[:1], tmp_path / "out", FAST)
+    kernels = json.loads((tmp_path / "out" / "generation.json").read_text())["kernels"]
+    assert kernels["linear, 8 bits"] == kernels["linear, 10 bits"] == "another" and len(kernels) == 4
     monkeypatch.setenv("HALFTONE_KERNELS", "reference")
     with pytest.raises(InputError, match="differs in: kernels"):
-        generate(pipeline, PROMPTS[:1], tmp_path, FAST)
+        generate(halftone.load(sd_artifact), PROMPTS[:1], tmp_path / "out", FAST)
+    generate(pipeline, PROMPTS[:1], tmp_path / "float", FAST)  # no kernel of ours runs in full precision
 
 
 @pytest.mark.parametrize("build, expected", [(tiny_sd, 7.5), (tiny_sdxl, 5.0), (tiny_sd3, 7.0)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from halftone.errors import InputError
 from halftone.packing import pack_bits, packed_bytes, unpack_bits
@@ -46,6 +47,27 @@ def test_shapes_and_chunks(monkeypatch):
     packed = pack_bits(values, 4)
     assert packed.shape == (68,)  # 135 values: 67 full bytes and a half
     assert torch.equal(unpack_bits(packed, 4, values.shape), values)
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the most bytes that a result has."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.bytes = max(self.bytes, result.nbytes if isinstance(result, torch.Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("num_bits", [2, 4, 7])
+def test_loose_bits_take_a_byte_each(num_bits):
+    values = torch.zeros(8000, dtype=torch.int8)
+    with _Largest() as packing:
+        packed = pack_bits(values, num_bits)
+    with _Largest() as unpacking:
+        unpack_bits(packed, num_bits, values.shape)
+    assert packing.bytes == unpacking.bytes == 8000 * num_bits
 
 
 def test_what_cannot_be_packed():

@@ -10,12 +10,16 @@ from PIL import Image
 from pipelines import BUILDERS, denoiser_of, tiny_sd, tiny_sd3, tiny_sdxl
 
 import halftone
+from halftone import quantization
 from halftone.artifact.config import quantized_digest
+from halftone.attention import use_attention
 from halftone.calibration import run
+from halftone.calibration.settings import DEFAULT_MEMORY_BUDGET
 from halftone.denoiser import choose_layers
 from halftone.errors import InputError, NonFiniteError, RecipeError
 from halftone.kernels import reference, register_kernel, registry
 from halftone.layers import QuantizedLayer, quantize_layer, quantized_layers
+from halftone.quantization import find_made
 from halftone.recipe import Recipe
 from halftone.schedulers import use_scheduler
 
@@ -314,24 +318,54 @@ def test_float_weights_are_let_go_as_layers_are_replaced(recipe, monkeypatch):
     assert alive == list(range(len(weights), 0, -1))
 
 
-def test_unfinished_work_belongs_to_the_kernels_that_began_it(monkeypatch, tmp_path):
-    def stop(done, _):
-        if done == 1:
-            raise KeyboardInterrupt
+@pytest.fixture
+def another_kernel():
+    """One that is taken before all others."""
 
     @register_kernel("linear", "another", ("cpu",), priority=1000)
     def prepare(weights):
         return reference.prepare_linear(weights)
 
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            _quantize(checkpoint_folder=tmp_path / "work", progress=stop)
-        monkeypatch.setenv("HALFTONE_KERNELS", "reference")
-        with pytest.raises(InputError, match="differs in: kernels"):
-            _quantize(checkpoint_folder=tmp_path / "work")
-    finally:
-        registry._KERNELS[:] = [kernel for kernel in registry._KERNELS if kernel.name != "another"]
-        registry._choices.clear()
+    yield
+    registry._KERNELS[:] = [kernel for kernel in registry._KERNELS if kernel.name != "another"]
+    registry._choices.clear()
+
+
+def test_unfinished_work_belongs_to_the_kernels_that_began_it(monkeypatch, tmp_path, another_kernel):
+    def stop(done, _):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _quantize(checkpoint_folder=tmp_path / "work", progress=stop)
+    monkeypatch.setenv("HALFTONE_KERNELS", "reference")
+    with pytest.raises(InputError, match="differs in: kernels"):
+        _quantize(checkpoint_folder=tmp_path / "work")
+
+
+def test_finished_work_belongs_to_what_ran_it(monkeypatch, tmp_path, another_kernel):
+    arguments = {"num_inference_steps": 2, "guidance_scale": None, "seed": 0, "batch_size": 4}
+    arguments |= {"memory_budget": DEFAULT_MEMORY_BUDGET, "source_sha256": "abc"}
+    recipe = Recipe.load("pcr-w8a8")
+    result = halftone.quantize(tiny_sd(), recipe, ["x"], **arguments)
+    record = result.config.calibration
+    assert record["kernels"]["linear, 8 bits"] == "another" and record["attention"] == "diffusers"
+    folder = result.save(tmp_path / "out")
+    assert find_made(folder, tiny_sd(), recipe, ["x"], **arguments) is not None
+    pipeline = tiny_sd()
+    use_attention(pipeline.unet, "float")
+    assert find_made(folder, pipeline, recipe, ["x"], **arguments) is None, "attention in torch, as Halftone calls it"
+    monkeypatch.setenv("HALFTONE_KERNELS", "reference")
+    assert find_made(folder, tiny_sd(), recipe, ["x"], **arguments) is None
+
+
+def test_a_device_that_no_kernel_runs_on_is_told_before_the_work(monkeypatch):
+    """As on MPS: here a machine whose kernels do not run on its CPU."""
+    monkeypatch.setitem(registry._UNSUITED, "cpu", "it has no float64")
+    monkeypatch.setattr(registry, "_choices", {})
+    monkeypatch.setattr(quantization, "trace_calls", None)
+    with pytest.raises(InputError, match="does not run on 'cpu': it has no float64; choose"):
+        _quantize()
 
 
 def test_record_holds_the_pipelines_default_guidance_and_the_source():

@@ -25,9 +25,18 @@ def left_out(*names, recipe=None):
     return choose_layers(root, (recipe or Recipe()).exclude).left_out
 
 
-FAMILIES = ("minmax", "ptq4dm", "per-step", "pcr", "pcr-no-relax", "pcr-no-progressive")
+FAMILIES = ("minmax", "ptq4dm", "per-step", "pcr", "pcr-no-relax", "pcr-no-progressive", "dynamic", "qdiffusion")
+GRANULARITIES = {"minmax": "tensor", "ptq4dm": "tensor", "qdiffusion": "tensor", "dynamic": "token"}
+OBSERVED = {"ptq4dm": "normal", "qdiffusion": "even"}
+CALIBRATIONS = {"pcr": "progressive", "pcr-no-relax": "progressive", "dynamic": "none"}
 WIDTHS = [(weights, activations) for weights in (8, 4) for activations in (8, 6)]
-PRESETS = (*(f"{family}-w{w}a{a}" for family in FAMILIES for w, a in WIDTHS), "pcr-start-w8a8", "pcr-gptq-w4a8")
+CORRECTED = tuple(f"pcr-{kind}-{widths}" for kind in ("bias", "drift") for widths in ("w8a8", "w8a6", "w4a8"))
+PRESETS = (
+    *(f"{family}-w{w}a{a}" for family in FAMILIES for w, a in WIDTHS),
+    *CORRECTED,
+    "pcr-start-w8a8",
+    "pcr-gptq-w4a8",
+)
 
 
 def test_presets_are_there():
@@ -39,13 +48,34 @@ def test_presets_are_there():
 def test_presets_are_what_their_names_say(family, weights, activations):
     recipe = Recipe.load(f"{family}-w{weights}a{activations}")
     assert (recipe.weights.num_bits, recipe.activations.num_bits) == (weights, activations)
-    assert recipe.activations.granularity == ("tensor" if family in ("minmax", "ptq4dm") else "timestep")
-    assert recipe.calibration == ("progressive" if family in ("pcr", "pcr-no-relax") else "full_precision")
+    assert recipe.activations.granularity == GRANULARITIES.get(family, "timestep")
+    assert recipe.calibration == CALIBRATIONS.get(family, "full_precision")
+    assert recipe.observed_steps == OBSERVED.get(family, "all")
+    assert recipe.split_shortcuts == (family == "qdiffusion")
+    assert recipe.table_rows(10) == (10 if family not in GRANULARITIES else 1)
     relaxed = family in ("pcr", "pcr-no-progressive")
     assert recipe.slot_bits(10) == (activations,) * 8 + (activations + 2 * relaxed,) * 2
-    learned = weights == 4 and family != "minmax"
+    learned = weights == 4 and family not in ("minmax", "dynamic")
     assert recipe.weights.rounding == ("adaround" if learned else "nearest")
     assert recipe.weights.scale == ("mse" if learned else "range")
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_corrected_presets_are_pcr_and_a_correction(name):
+    _, kind, widths = name.split("-")
+    corrected, plain = Recipe.load(name), Recipe.load(f"pcr-{widths}")
+    assert corrected.correction.kind == kind and plain.correction.kind == "none"
+    data = {**plain.to_dict(), "name": name, "description": corrected.description}
+    assert corrected.to_dict() == {**data, "correction": corrected.to_dict()["correction"]}
+
+
+def test_recipe_without_correction_is_written_as_before():
+    for data in ({}, {"correction": {}}, {"correction": {"kind": "none"}}):
+        assert Recipe.from_dict(data) == Recipe() and "correction" not in Recipe.from_dict(data).to_dict()
+    assert Recipe.from_dict({"correction": {"kind": "bias"}}).to_dict()["correction"] == {"kind": "bias"}
+    drift = Recipe.from_dict({"correction": {"kind": "drift", "gain": "least_squares"}})
+    assert drift.to_dict()["correction"] == {"kind": "drift", "gain": "least_squares", "max_gain": 2.0}
+    assert Recipe.from_dict(drift.to_dict()) == drift
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -128,6 +158,7 @@ def test_mapping_is_a_recipe_and_other_things_are_none():
 
 
 RELAX = {"fraction": 0.2, "side": "end", "bits": 10}
+DYNAMIC = {"activations": {"granularity": "token"}, "calibration": "none"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +185,7 @@ RELAX = {"fraction": 0.2, "side": "end", "bits": 10}
         ({"relax": {**RELAX, "fraction": 1.5}}, "relax.fraction is 1.5; it must be a number from 0 to 1"),
         ({"relax": {**RELAX, "side": "last"}}, "relax.side is 'last'; it must be 'start'"),
         ({"relax": {"fraction": 0.5, "side": "end"}}, "key 'relax.bits' is missing; it must be an integer"),
-        ({"calibration": "progresive"}, "calibration is 'progresive'; it must be 'progressive' or"),
+        ({"calibration": "progresive"}, "calibration is 'progresive'; it must be 'progressive',"),
         ({"version": 2}, "version is 2; it must be 1"),
         ({"exclude": "conv_in"}, "exclude is 'conv_in'; it must be a list"),
         ({"activations": {"observer": {"name": "minmx"}}}, "did you mean 'minmax'?"),
@@ -166,7 +197,45 @@ RELAX = {"fraction": 0.2, "side": "end", "bits": 10}
         ({"activations": {"observer": {"name": "mse", "options": {"grid": 10**9}}}}, "an integer from 2 to 1024"),
         ({"activations": {"granularity": "tensor"}}, "calibration 'progressive' needs"),
         ({"observed_steps": "normal"}, "observed_steps 'normal' leaves steps out and needs"),
-        ({"observed_steps": "even"}, "observed_steps is 'even'; it must be 'all' or 'normal'"),
+        ({"calibration": "none"}, "calibration 'none' needs activations.granularity 'token', not 'timestep'"),
+        ({"activations": {"granularity": "token"}}, "needs calibration 'none', not 'progressive'"),
+        ({**DYNAMIC, "relax": RELAX}, "relax needs calibrated steps: with activations.granularity 'token'"),
+        (
+            {**DYNAMIC, "activations": {"granularity": "token", "observer": {"name": "mse"}}},
+            "activations.observer has nothing to observe with activations.granularity 'token'",
+        ),
+        ({**DYNAMIC, "observed_steps": "normal"}, "observed_steps 'normal' leaves steps out and needs"),
+        ({"observed_steps": "odd"}, "observed_steps is 'odd'; it must be 'all', 'normal' or 'even'"),
+        ({"observed_steps": "even"}, "observed_steps 'even' leaves steps out and needs"),
+        (
+            {"weights": {"granularity": "group"}},
+            "granularity 'group' with group_size None needs a group_size: 32, 64 or",
+        ),
+        ({"weights": {"group_size": 32}}, "granularity 'channel' with group_size 32 needs granularity 'group'"),
+        ({"weights": {"granularity": "group", "group_size": 48}}, "weights.group_size is 48; it must be 32, 64 or 128"),
+        ({"weights": {"symmetric": 0}}, "weights.symmetric is 0; it must be true or false"),
+        (
+            {"weights": {"symmetric": False, "rounding": "adaround"}},
+            "rounding 'adaround' knows only symmetric weights with granularity 'channel'; take 'gptq' or 'nearest'",
+        ),
+        ({"split_shortcuts": 1}, "split_shortcuts is 1; it must be true or false"),
+        (
+            {"correction": {"kind": "drif"}},
+            "correction.kind is 'drif'; it must be 'none', 'bias', 'gain_bias' or 'drift'",
+        ),
+        ({"correction": {"kin": "bias"}}, "unknown key 'correction.kin'; did you mean 'kind'?"),
+        ({"correction": None}, "correction is None; it must be a mapping"),
+        (
+            {"correction": {"kind": "drift", "max_gain": 0.5}},
+            "correction.max_gain is 0.5; it must be a number from 1 to",
+        ),
+        ({"correction": {"kind": "bias", "gain": "unbiased"}}, "correction: gain has no meaning for kind 'bias'"),
+        ({"correction": {"max_gain": 1.5}}, "correction: max_gain has no meaning for kind 'none'"),
+        ({**DYNAMIC, "correction": {"kind": "bias"}}, "correction.kind 'bias' needs calibration 'progressive'"),
+        (
+            {"calibration": "full_precision", "correction": {"kind": "drift"}},
+            "correction.kind 'drift' needs calibration 'progressive', in which the quantized model's own steps",
+        ),
         (
             {"activations": {"granularity": "tensor"}, "calibration": "full_precision", "relax": RELAX},
             "relax needs activations.granularity 'timestep'",

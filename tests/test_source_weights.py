@@ -1,9 +1,12 @@
 """Which weights are opened, by their names alone, and the wrapper that asks what is missing."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import diffusers
 import pytest
 import transformers
 from pipelines import tiny_sd
+from safetensors.torch import load_file, save_file
 
 from halftone.errors import InputError
 from halftone.source_weights import choose_variant, noting_missing_tensors
@@ -50,3 +53,18 @@ def test_wrapper_gives_what_was_asked_for_and_goes(tmp_path):
         assert isinstance(type(unet).from_pretrained(tmp_path), type(unet)) and missing == {}
         raise KeyError
     assert [base.__dict__["from_pretrained"] for base in bases] == before
+
+
+def test_what_another_thread_loads_meanwhile_is_not_noted(tmp_path):
+    """A model of someone else's that lacks a tensor would refuse the pipeline that is being opened."""
+    unet = tiny_sd().unet
+    unet.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_in.bias"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    load = lambda: type(unet).from_pretrained(pretrained_model_name_or_path=tmp_path, low_cpu_mem_usage=False)  # noqa: E731
+    with noting_missing_tensors() as missing, ThreadPoolExecutor(1) as other:
+        assert isinstance(other.submit(load).result(), type(unet)) and missing == {}
+        type(unet).from_pretrained(tmp_path, low_cpu_mem_usage=False)
+        assert missing == {tmp_path.name: ["conv_in.bias"]}

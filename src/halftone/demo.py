@@ -119,7 +119,7 @@ def activation_ranges(pipeline: Any) -> Mapping[str, Sequence[ActivationRange]]:
     slots = config.slots
     ranges = {}
     for name, layer in quantized_layers(module):
-        if layer.num_slots != len(slots):
+        if layer.num_slots != len(slots) or layer.form.measured:
             continue
         columns = (layer.input_scale, layer.input_zero_point, layer.input_num_bits)
         rows = zip(slots.timesteps, *(column.tolist() for column in columns), strict=True)

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from halftone.errors import InputError
-from halftone.layers import is_quantizable, set_clock
+from halftone.layers import OUTPUT_CORRECTION, OutputCorrection, is_quantizable, set_clock
 from halftone.timesteps import SlotClock
 
 # The names under which diffusers pipelines keep their denoiser, most common first.
@@ -52,6 +53,13 @@ def find_denoiser(pipeline: Any) -> Denoiser:
         f"{type(pipeline).__name__} has no denoiser to quantize: none of {', '.join(DENOISER_NAMES)} is among its"
         f" components ({', '.join(sorted(components)) or 'none'}); give a text-to-image pipeline."
     )
+
+
+def place_of(module: nn.Module) -> tuple[str, torch.dtype]:
+    """The device type that a module is on, and the dtype of what of it is not quantized."""
+    parameters = list(module.parameters())
+    device = parameters[0].device.type if parameters else "cpu"
+    return device, next((one.dtype for one in parameters if one.is_floating_point()), torch.float32)
 
 
 def choose_layers(module: nn.Module, exclude: Sequence[str]) -> LayerChoice:
@@ -111,20 +119,42 @@ def as_output(prediction: Tensor, kwargs: Mapping[str, Any]) -> Any:
 
 
 def choose_slots(module: nn.Module, clock: SlotClock) -> None:
-    """Sets the clock of all quantized layers from the `timestep` of every call of the denoiser.
+    """Sets the clock of all quantized layers from the `timestep` of every call of the denoiser, and corrects what the
+    call returns if the denoiser holds an `OutputCorrection`.
 
-    The module holds the clock, and the hook asks the module that is called: a deep copy of it has layers with a clock
+    The module holds the clock, and the hooks ask the module that is called: a deep copy of it has layers with a clock
     of their own, and would otherwise move that of the original.
     """
     set_clock(module, clock)
     if _CLOCK not in module.__dict__:
         module.register_forward_pre_hook(_set_slot, with_kwargs=True)
+        if output_correction(module) is not None:
+            module.register_forward_hook(_correct)
     module.__dict__[_CLOCK] = clock
 
 
 def _set_slot(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     clock: SlotClock = called.__dict__[_CLOCK]
     clock.set_timestep(timestep_of(called, args, kwargs))
+
+
+def output_correction(module: nn.Module) -> OutputCorrection | None:
+    """The correction of a denoiser's output, or None if it has none."""
+    found = module._modules.get(OUTPUT_CORRECTION)
+    return found if isinstance(found, OutputCorrection) else None
+
+
+def _correct(called: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
+    """The output, a tuple or an object of diffusers, with its first tensor, the prediction, corrected."""
+    correction, clock = output_correction(called), called.__dict__[_CLOCK]
+    assert correction is not None
+    if isinstance(output, Tensor):
+        return correction(output, clock.current)
+    if isinstance(output, tuple):
+        return (correction(output[0], clock.current), *output[1:])
+    name = next(iter(output))
+    output[name] = correction(output[name], clock.current)
+    return output
 
 
 def set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:

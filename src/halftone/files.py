@@ -48,6 +48,7 @@ def write_atomically(path: Path, data: bytes | str, *, shared: bool = False) -> 
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        sync_folder(path.parent)
     except OSError:
         part.unlink(missing_ok=True)
         raise
@@ -130,6 +131,28 @@ def sync_tree(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the system write a folder's own entries to the disk: until then a power cut may undo a rename in it, or do
+    it after what came later. Where the system or the file system has no such thing, nothing is done.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to and not be read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

@@ -10,7 +10,6 @@ import inspect
 import io
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +22,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from halftone.attention import attention_of
-from halftone.denoiser import find_denoiser
+from halftone.attention import running_attention
+from halftone.denoiser import find_denoiser, place_of
 from halftone.errors import InputError, NonFiniteError
 from halftone.files import output_errors, parse_json, write_atomically
 from halftone.image_size import with_both_sides
-from halftone.kernels.registry import ENVIRONMENT_VARIABLE
+from halftone.kernels import select
+from halftone.layers import quantized_layers
 from halftone.locks import only_writer
 from halftone.prompts import check_prompts
 from halftone.schedulers import check_steps, scheduler_config
@@ -214,8 +214,9 @@ def generate(
     A run that was interrupted goes on where it was when called again with the same arguments.
 
     Args:
-        source: what made the pipeline, to tell whether the folder belongs to this run.
-        source_sha256: of its content (`sources.content_sha256`): the same path may hold another model tomorrow.
+        source: what made the pipeline, for the record; it tells whether the folder belongs to this run if there is no
+            digest.
+        source_sha256: of its content (`sources.content_sha256`), which tells that however its path is spelt.
         on_step: called with (prompt index, step index, latents) after every sampler step of an image painted now.
         warn: called with a sentence if images are black because of the safety checker.
 
@@ -290,8 +291,7 @@ def _prepare(folder: Path, pipeline: Any, settings: GenerationSettings, source: 
         **source,
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_config": scheduler_config(pipeline),
-        "kernels": os.environ.get(ENVIRONMENT_VARIABLE, ""),
-        **_attention(pipeline),
+        **_running(pipeline),
         **asdict(settings),
         "guidance_scale": default_guidance(pipeline) if given is None else given,
     }
@@ -300,7 +300,8 @@ def _prepare(folder: Path, pipeline: Any, settings: GenerationSettings, source: 
         raise InputError(f"{folder} is a file; choose another folder for the images.")
     if path.exists():
         stored = _read(path, path.read_text(encoding="utf-8", errors="replace"))
-        different = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
+        compared = {*stored, *wanted} - ({"source"} if wanted["source_sha256"] else set())
+        different = sorted(key for key in compared if stored.get(key) != wanted.get(key))
         if different:
             raise InputError(
                 f"{folder} holds images of another run (it differs in: {', '.join(different)}); choose another folder."
@@ -313,10 +314,21 @@ def _prepare(folder: Path, pipeline: Any, settings: GenerationSettings, source: 
         write_atomically(path, json.dumps(wanted, indent=2) + "\n")
 
 
-def _attention(pipeline: Any) -> dict[str, str]:
-    """How the denoiser's attention was asked to run, if it was."""
-    chosen = attention_of(find_denoiser(pipeline).module)
-    return {} if chosen in (None, "auto") else {"attention": chosen}
+def _running(pipeline: Any) -> dict[str, Any]:
+    """What runs the denoiser on this machine, whatever was asked for: two kernels differ in last bits."""
+    module = find_denoiser(pipeline).module
+    device, dtype = place_of(module)
+    kernels = {
+        f"{layer.operation}, {bits} bits": select(layer.operation, device, bits, layer.features).name
+        for _, layer in quantized_layers(module)
+        for bits in sorted({*layer.input_num_bits.tolist()} - {0})
+    }
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
+        "kernels": kernels,
+        "attention": running_attention(module),
+    }
 
 
 def _read(path: Path, text: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ __all__ = [
     "QParams",
     "dequantize",
     "low_plane_bits",
+    "measured_qparams",
     "quantize",
     "quantize_weight",
     "range_to_qparams",
@@ -87,6 +88,29 @@ def range_to_qparams(lo: float | Tensor, hi: float | Tensor, num_bits: int, symm
         raise NonFiniteError(f"a range to quantize has a NaN or infinite end: lo {lo}, hi {hi}")
     if bool((high < low).any()):
         raise InputError(f"a range to quantize ends below its start: lo {lo}, hi {hi}")
+    return _cover(low, high, num_bits, symmetric)
+
+
+def measured_qparams(lo: Tensor, hi: Tensor, num_bits: int, symmetric: bool = False) -> QParams:
+    """`range_to_qparams` of ranges that are measured while a model runs, one for each row or image.
+
+    Nothing is checked, since looking at the values would wait for an accelerator: a range with a NaN or infinite end
+    gives a scale that is not finite, and so an output that is not.
+
+    Args:
+        lo: smallest values, floating point, any shape.
+        hi: largest values, same shape.
+        num_bits: 2 to 16.
+        symmetric: whether ranges are made symmetric around zero.
+
+    Returns:
+        Scales and zero points of the shape of ``lo``.
+    """
+    return _cover(lo.to(torch.float64), hi.to(torch.float64), num_bits, symmetric)
+
+
+def _cover(low: Tensor, high: Tensor, num_bits: int, symmetric: bool) -> QParams:
+    """The formulas of `range_to_qparams`, element by element, for float64 ends."""
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     levels = 2**num_bits - 1
     if symmetric:
@@ -104,7 +128,7 @@ def range_to_qparams(lo: float | Tensor, hi: float | Tensor, num_bits: int, symm
 def _scale_of(span: Tensor, steps: int) -> Tensor:
     """float32 scale of a non-negative span divided in ``steps``; 1 where the span is zero."""
     scale = (span.to(torch.float64) / steps).clamp(min=MIN_SCALE).to(torch.float32)
-    return torch.where(span > 0, scale, torch.ones_like(scale))
+    return torch.where(span == 0, torch.ones_like(scale), scale)
 
 
 def quantize(x: Tensor, scale: Tensor | float, zero_point: Tensor | int, num_bits: int) -> Tensor:

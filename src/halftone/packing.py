@@ -80,9 +80,10 @@ def unpack_bits(packed: Tensor, num_bits: int, shape: Sequence[int]) -> Tensor:
 def _regroup(values: Tensor, before: int, after: int) -> Tensor:
     """The lowest ``before`` bits of uint8 ``[n, after]`` as uint8 ``[n, before]`` of ``after`` bits each: packing makes
     ``num_bits`` bytes of eight values, unpacking eight values of ``num_bits`` bytes."""
-    bits = (values[:, :, None] >> torch.arange(before, device=values.device)).bitwise_and_(1)
-    bits = bits.view(len(values), before, after) << torch.arange(after, device=values.device)
-    return bits.sum(dim=2, dtype=torch.int32).to(torch.uint8)
+    # Shifts of another dtype would make int64 of it, eight times the memory; the bits of a byte add up to a byte.
+    places = torch.arange(_BYTE_BITS, dtype=torch.uint8, device=values.device)
+    bits = (values[:, :, None] >> places[:before]).bitwise_and_(1).view(len(values), before, after)
+    return bits.bitwise_left_shift_(places[:after]).sum(dim=2, dtype=torch.uint8)
 
 
 def _check(num_bits: int) -> None:

@@ -6,7 +6,8 @@ import importlib.metadata
 import inspect
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,30 @@ from halftone.artifact.inspection import inspect_artifact
 from halftone.artifact.load import artifact_config
 from halftone.artifact.manifest import MANIFEST
 from halftone.artifact.save import check_free, save
+from halftone.attention import running_attention
 from halftone.calibration import CalibrationResult, CalibrationSettings, calibrate
 from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished, read_command
+from halftone.calibration.correction_plan import CorrectionPlan, plan_correction
 from halftone.calibration.cost import estimate_cost
-from halftone.calibration.run import Progress, make_slots
+from halftone.calibration.rounding_cost import estimate_rounding
+from halftone.calibration.run import make_slots
 from halftone.calibration.settings import DEFAULT_MEMORY_BUDGET, described
+from halftone.calibration.stages import LOCKSTEP, TRAJECTORY, Follow, Progress, Stages
 from halftone.calibration.trace import Trace, trace_calls
+from halftone.calibration.trajectory import follow_full_precision
 from halftone.calibration.weights import RoundedWeights, count_units, round_weights
-from halftone.denoiser import Denoiser, choose_layers, find_denoiser
+from halftone.denoiser import Denoiser, choose_layers, find_denoiser, output_correction
 from halftone.errors import HalftoneError, InputError, suggest
 from halftone.files import output_folder
 from halftone.generation import check_count, check_guidance, check_seed, default_guidance
 from halftone.image_size import with_both_sides
 from halftone.kernels import select
-from halftone.layers import quantized_layers
+from halftone.layers import LayerForm, quantized_layers, split_convolutions
 from halftone.locks import only_writer
 from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
 from halftone.schedulers import scheduler_config
+from halftone.shortcuts import joined_convolutions, split_layers
 from halftone.sources import pipeline_facts
 from halftone.timesteps import SlotClock
 
@@ -124,7 +131,7 @@ def find_made(
     settings = _settings(pipeline, prompts, guidance_scale, call_kwargs, *counts)
     wanted = {
         **settings.to_dict(),
-        **_circumstances(pipeline, _dtype(find_denoiser(pipeline))),
+        **_circumstances(pipeline, find_denoiser(pipeline), recipe),
         "source_sha256": source_sha256,
     }
     try:
@@ -147,6 +154,7 @@ def quantize(
     batch_size: int = 4,
     checkpoint_folder: str | Path | None = None,
     progress: Progress = lambda done, total: None,
+    follow: Follow = lambda advance: None,
     announce: Callable[[str], None] | None = None,
     source_sha256: str | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
@@ -166,11 +174,14 @@ def quantize(
             process at a time.
         progress: called with (finished denoiser calls, all calls); a layer or block that a rounding rule works on
             counts as one.
+        follow: called with the same in detail, an `Advance` for each piece of each stage: its share of the work, and
+            whether it was found on disk.
         announce: called once, before the calibration starts, with a line that estimates its time and memory;
             None saves the seconds that the estimate takes.
         source_sha256: of the full-precision model's content (`sources.content_sha256`), for the record.
-        memory_budget: bytes that gptq and adaround may take for what they keep of the inputs of layers and blocks; less
-            means more passes through the denoiser.
+        memory_budget: bytes that gptq and adaround may take beside the model, for what they keep of the inputs of
+            layers and blocks and to work on one of them; less means more passes through the denoiser. A layer or block
+            that needs more takes more, which ``announce`` is told.
         call_kwargs: further arguments of the pipeline's call: numbers, texts, tensors, images. A text such as
             `negative_prompt` holds for all prompts; a list has one for each.
 
@@ -191,41 +202,92 @@ def quantize(
     settings = _settings(pipeline, prompts, guidance_scale, call_kwargs, *counts)
     _check_settings(settings)
     _check_call_arguments(pipeline, call_kwargs)
-    _check_not_quantized(pipeline, denoiser)
-    choice = choose_layers(denoiser.module, recipe.exclude)
-    names, left_out = tuple(choice.chosen), choice.left_out
-    del choice  # it holds the float layers, which calibration replaces one by one
+    _check_not_quantized(pipeline, denoiser, recipe)
+    circumstances = _circumstances(pipeline, denoiser, recipe)
     trace = trace_calls(pipeline, denoiser, settings)
+    plan = plan_correction(pipeline, denoiser, recipe, settings)
+    names, left_out = _choose(denoiser, recipe)
     slots = make_slots(recipe, trace)
     units = count_units(denoiser.module, names, recipe)
-    if announce is not None:
-        announce(_announcement(pipeline, denoiser, recipe, settings, trace, units))
     checkpoint = _checkpoint(checkpoint_folder, pipeline, denoiser, recipe, settings)
-    dtype = _dtype(denoiser)
-    calls, clock = len(trace.timesteps), SlotClock(slots)
-    first = calls + units if units else 0
+    if announce is not None:
+        announce(_announcement(pipeline, denoiser, names, recipe, settings, trace, plan, checkpoint))
+    clock, walked = SlotClock(slots), len(trace.timesteps)
+    first = walked + units if units or (plan is not None and plan.path is not None) else 0
+    calls = 0 if recipe.calibration == "none" else walked
     common = (pipeline, denoiser, names, recipe, settings, trace, clock, checkpoint)
-    rounding = round_weights(*common, lambda done, _: progress(done, first + calls))
-    result = calibrate(*common, lambda done, _: progress(first + done, first + calls), rounding.integers)
-    record = _record(pipeline, denoiser, dtype, settings, trace, result, rounding)
+    stages = Stages(first + calls, progress, follow)
+    rounding = _round(*common, plan, stages)
+    result = calibrate(*common, stages.calls(LOCKSTEP), rounding.integers, plan)
+    record = _record(denoiser, circumstances, settings, trace, result, rounding)
     record["source_sha256"] = source_sha256
-    config = HalftoneConfig(recipe, slots, names, left_out, record, quantized_digest(denoiser.module))
+    splits = {name: split.channels for name, split in split_convolutions(denoiser.module)}
+    config = HalftoneConfig(recipe, slots, names, left_out, record, quantized_digest(denoiser.module), splits)
     attach(denoiser.module, config)
     return QuantizationResult(pipeline, config, result, checkpoint, rounding)
 
 
+def _choose(denoiser: Denoiser, recipe: Recipe) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """Names of the layers to quantize, and why others are not (no layers: who holds those keeps their float weights).
+
+    Convolutions of joined tensors are split here, in place, if the recipe wants it and quantizes them.
+    """
+    choice = choose_layers(denoiser.module, recipe.exclude)
+    if recipe.split_shortcuts:
+        joined = joined_convolutions(denoiser.module)
+        split_layers(denoiser.module, {name: joined[name] for name in joined if name in choice.chosen})
+        choice = choose_layers(denoiser.module, recipe.exclude)
+    return tuple(choice.chosen), choice.left_out
+
+
+def _round(
+    pipeline: Any,
+    denoiser: Denoiser,
+    names: Sequence[str],
+    recipe: Recipe,
+    settings: CalibrationSettings,
+    trace: Trace,
+    clock: SlotClock,
+    checkpoint: Checkpoint,
+    plan: CorrectionPlan | None,
+    stages: Stages,
+) -> RoundedWeights:
+    """Rounds the weights, and notes the full-precision path if the correction needs it: the trajectory of a rounding
+    rule that looks at inputs serves both."""
+    common = (pipeline, denoiser, recipe, settings, trace, clock, checkpoint)
+    with nullcontext() if plan is None else plan.recording(pipeline.scheduler):
+        rounding = round_weights(pipeline, denoiser, names, *common[2:], stages)
+    if plan is not None and plan.path is not None and not plan.path.latents:
+        follow_full_precision(*common, plan.path, stages.calls(TRAJECTORY))
+    return rounding
+
+
 def _announcement(
-    pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings, trace: Trace, units: int
+    pipeline: Any,
+    denoiser: Denoiser,
+    names: Sequence[str],
+    recipe: Recipe,
+    settings: CalibrationSettings,
+    trace: Trace,
+    plan: CorrectionPlan | None,
+    checkpoint: Checkpoint,
 ) -> str:
-    """What it will take, in a sentence; how long a rounding rule works on a layer is not known beforehand."""
-    passes = 2 if recipe.calibration == "progressive" else 1
-    cost = estimate_cost(pipeline, denoiser.module, settings, trace, passes).sentence()
+    """What it will take, in a sentence or two; of an interrupted run, what is left of it."""
+    module, units = denoiser.module, count_units(denoiser.module, names, recipe)
+    passes = {"progressive": 2, "full_precision": 1, "none": 0}[recipe.calibration]
+    passes += plan is not None and plan.needs_floats
+    done = passes * checkpoint.count()
+    if plan is not None and not plan.needs_floats and not units:  # a trajectory of the correction's own
+        passes, done = passes + 1, done + checkpoint.part("trajectory").count()
+    kept = 0 if plan is None else plan.memory_bytes(module, trace, len(settings.prompts))
+    cost = estimate_cost(pipeline, module, settings, trace, passes, kept, done)
+    text = cost.sentence()
+    if recipe.split_shortcuts and next(split_convolutions(module), None) is None:
+        text += f" {type(module).__name__} joins no skip connections: split_shortcuts changes nothing."
     if not units:
-        return cost
-    return (
-        f"{cost} Before it, {recipe.weights.rounding} rounds {units} layers and blocks, with at least"
-        f" {len(trace.timesteps)} passes a prompt and up to {settings.memory_budget / 1e9:.1f} GB of its own."
-    )
+        return text
+    rounding = estimate_rounding(module, names, recipe, settings, trace, checkpoint, cost.pass_seconds)
+    return f"{text} {rounding.sentence('Before it' if passes else 'Of the weights')}"
 
 
 def _checkpoint(
@@ -251,16 +313,22 @@ def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: Cal
         "device": next(denoiser.module.parameters()).device.type,
         "threads": torch.get_num_threads(),
         "kernels": _kernels(denoiser, recipe),
+        "attention": running_attention(denoiser.module),
         "versions": _versions(),
     }
 
 
 def _kernels(denoiser: Denoiser, recipe: Recipe) -> dict[str, str]:
-    """What runs the layers here: two kernels differ in last bits, and a run must not change over to another halfway."""
+    """What runs the layers here: two kernels differ in last bits, and a run must not change over to another halfway.
+
+    Raises:
+        InputError: nothing runs them on this device.
+    """
     device = next(denoiser.module.parameters()).device.type
     widths = {recipe.activations.num_bits, *([recipe.relax.bits] if recipe.relax is not None else [])}
+    features = LayerForm.of(recipe).features(recipe.weights.num_bits)
     return {
-        f"{operation}, {bits} bits": select(operation, device, bits).name
+        f"{operation}, {bits} bits": select(operation, device, bits, features).name
         for operation in ("linear", "conv2d")
         for bits in sorted(widths)
     }
@@ -313,40 +381,45 @@ def _check_call_arguments(pipeline: Any, call_kwargs: Mapping[str, Any]) -> None
         described(name, call_kwargs[name])
 
 
-def _check_not_quantized(pipeline: Any, denoiser: Denoiser) -> None:
+def _check_not_quantized(pipeline: Any, denoiser: Denoiser, recipe: Recipe) -> None:
     if artifact_config(pipeline) is not None:
         raise InputError("This pipeline is quantized already; start from the full-precision one.")
-    if next(quantized_layers(denoiser.module), None) is not None:
+    is_split = next(split_convolutions(denoiser.module), None) is not None
+    if next(quantized_layers(denoiser.module), None) is not None or (is_split and not recipe.split_shortcuts):
         raise InputError("A calibration of this pipeline failed and left it half quantized; open the pipeline again.")
 
 
 def _record(
-    pipeline: Any,
     denoiser: Denoiser,
-    dtype: str,
+    circumstances: Mapping[str, Any],
     settings: CalibrationSettings,
     trace: Trace,
     result: CalibrationResult,
     rounding: RoundedWeights,
 ) -> dict[str, Any]:
     """What halftone.json says of the calibration. No times: the same command must give the same bytes."""
+    correction = output_correction(denoiser.module)
     return {
         **settings.to_dict(),
-        **_circumstances(pipeline, dtype),
+        **circumstances,
         "denoiser": denoiser.name,
         "timesteps": list(trace.timesteps),
         "denoiser_passes_per_prompt": result.denoiser_passes_per_prompt + rounding.passes_per_prompt,
         "rounding_passes_per_prompt": rounding.passes_per_prompt,
+        **({} if correction is None else {"correction": correction.extremes()}),
     }
 
 
-def _circumstances(pipeline: Any, dtype: str) -> dict[str, Any]:
-    """What the result depends on besides the settings, as far as the record tells it."""
+def _circumstances(pipeline: Any, denoiser: Denoiser, recipe: Recipe) -> dict[str, Any]:
+    """What the result depends on besides the settings, as far as the record tells it; of a denoiser that is not
+    quantized yet."""
     return {
         **pipeline_facts(pipeline),
-        "dtype": dtype,
+        "dtype": _dtype(denoiser),
         "device": pipeline.device.type,
         "threads": torch.get_num_threads(),
+        "kernels": _kernels(denoiser, recipe),
+        "attention": running_attention(denoiser.module),
         "versions": _versions(),
     }
 

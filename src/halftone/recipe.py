@@ -19,7 +19,15 @@ from halftone.recipe_errors import explain
 from halftone.recipe_files import read_recipe_file
 from halftone.rounding import RoundingRule, build_rounding
 
-__all__ = ["DEFAULT_EXCLUDE", "ActivationScheme", "ObserverScheme", "Recipe", "RelaxScheme", "WeightScheme"]
+__all__ = [
+    "DEFAULT_EXCLUDE",
+    "ActivationScheme",
+    "CorrectionScheme",
+    "ObserverScheme",
+    "Recipe",
+    "RelaxScheme",
+    "WeightScheme",
+]
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -50,14 +58,16 @@ class _Scheme(BaseModel):
 
 
 class WeightScheme(_Scheme):
-    """How weights become integers: the scale of each channel, and the rule that rounds to its grid.
+    """How weights become integers: the scale (and zero point) of each channel or group, and the rule that rounds to
+    that grid; `halftone.weight_grid` defines it.
 
     ``description`` of a field is what its error message says is allowed.
     """
 
     num_bits: int = Field(default=8, ge=2, le=8, description="an integer from 2 to 8")
-    granularity: Literal["channel"] = Field(default="channel", description="'channel'")
-    symmetric: Literal[True] = Field(default=True, description="true")
+    granularity: Literal["channel", "group"] = Field(default="channel", description="'channel' or 'group'")
+    group_size: Literal[32, 64, 128] | None = Field(default=None, description="32, 64 or 128")
+    symmetric: bool = Field(default=True, description="true or false")
     scale: Literal["range", "mse"] = Field(default="range", description="'range' or 'mse'")
     rounding: str = Field(default="nearest", description="the name of a rounding rule")
     rounding_options: dict[str, float | int] = Field(default_factory=dict, description="a mapping of numbers")
@@ -65,10 +75,23 @@ class WeightScheme(_Scheme):
     @model_validator(mode="after")
     def _check_buildable(self) -> WeightScheme:
         try:
-            self.build_rounding()
+            rule = self.build_rounding()
         except RecipeError as error:
             raise ValueError(str(error)) from error
+        if (self.granularity == "group") != (self.group_size is not None):
+            missing = "a group_size: 32, 64 or 128" if self.group_size is None else "granularity 'group'"
+            raise ValueError(f"granularity {self.granularity!r} with group_size {self.group_size} needs {missing}")
+        if not (self.is_plain or rule.any_grid):
+            raise ValueError(
+                f"rounding {self.rounding!r} knows only symmetric weights with granularity 'channel'; take 'gptq' or"
+                " 'nearest'"
+            )
         return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one scale for each output channel and no zero point."""
+        return self.group_size is None and self.symmetric
 
     def build_rounding(self) -> RoundingRule:
         """The rounding rule with its options."""
@@ -95,10 +118,16 @@ class ObserverScheme(_Scheme):
 
 
 class ActivationScheme(_Scheme):
-    """How the inputs of layers become integers."""
+    """How the inputs of layers become integers.
+
+    With granularity 'token' every row of a linear layer's input, and every image of a convolution's, has a range of its
+    own that is measured at inference.
+    """
 
     num_bits: int = Field(default=8, ge=2, le=16, description="an integer from 2 to 16")
-    granularity: Literal["timestep", "tensor"] = Field(default="timestep", description="'timestep' or 'tensor'")
+    granularity: Literal["timestep", "tensor", "token"] = Field(
+        default="timestep", description="'timestep', 'tensor' or 'token'"
+    )
     symmetric: bool = Field(default=False, description="true or false")
     observer: ObserverScheme = Field(default=ObserverScheme(), description="a mapping")
 
@@ -111,8 +140,31 @@ class RelaxScheme(_Scheme):
     bits: int = Field(ge=2, le=16, description="an integer from 2 to 16")
 
 
+class CorrectionScheme(_Scheme):
+    """An affine correction of the denoiser's output, by slot and channel; `halftone.calibration.affine` has the fits.
+
+    ``kind`` 'bias' and 'gain_bias' aim at the full-precision prediction at the input that the quantized model sees,
+    'drift' at the next latent of the full-precision trajectory.
+    """
+
+    kind: Literal["none", "bias", "gain_bias", "drift"] = Field(
+        default="none", description="'none', 'bias', 'gain_bias' or 'drift'"
+    )
+    gain: Literal["unbiased", "least_squares"] = Field(default="unbiased", description="'unbiased' or 'least_squares'")
+    max_gain: float = Field(default=2.0, ge=1.0, le=10.0, allow_inf_nan=False, description="a number from 1 to 10")
+
+    @model_validator(mode="after")
+    def _check_options(self) -> CorrectionScheme:
+        for name in self.model_fields_set & {"gain", "max_gain"} if self.kind in ("none", "bias") else ():
+            raise ValueError(f"{name} has no meaning for kind {self.kind!r}, which fits no gain")
+        return self
+
+
 class Recipe(_Scheme):
     """A complete description of one way to quantize a denoiser.
+
+    ``observed_steps`` 'normal' and 'even' draw steps as PTQ4DM and Q-Diffusion do. ``split_shortcuts`` gives the two
+    halves of what a UNet's up-blocks join, hidden states and skip connection, ranges and weights of their own.
 
     Example:
         >>> Recipe.load("pcr-w8a8").slot_bits(5)
@@ -124,12 +176,33 @@ class Recipe(_Scheme):
     description: str = Field(default="", description="a text")
     weights: WeightScheme = Field(default=WeightScheme(), description="a mapping")
     activations: ActivationScheme = Field(default=ActivationScheme(), description="a mapping")
-    calibration: Literal["progressive", "full_precision"] = Field(
-        default="progressive", description="'progressive' or 'full_precision'"
+    calibration: Literal["progressive", "full_precision", "none"] = Field(
+        default="progressive", description="'progressive', 'full_precision' or 'none'"
     )
-    observed_steps: Literal["all", "normal"] = Field(default="all", description="'all' or 'normal'")
+    observed_steps: Literal["all", "normal", "even"] = Field(default="all", description="'all', 'normal' or 'even'")
+    split_shortcuts: bool = Field(default=False, description="true or false")
     relax: RelaxScheme | None = Field(default=None, description="a mapping or null")
+    correction: CorrectionScheme = Field(default=CorrectionScheme(), description="a mapping")
     exclude: tuple[str, ...] = Field(default=DEFAULT_EXCLUDE, strict=False, description="a list of glob patterns")
+
+    @model_validator(mode="after")
+    def _check_measured(self) -> Recipe:
+        """What ranges that are measured at inference leave no room for."""
+        granularity = self.activations.granularity
+        if granularity != "token":
+            if self.calibration == "none":
+                raise ValueError(f"calibration 'none' needs activations.granularity 'token', not {granularity!r}")
+            return self
+        if self.relax is not None:
+            raise ValueError("relax needs calibrated steps: with activations.granularity 'token' all have one width")
+        if self.calibration != "none":
+            raise ValueError(
+                f"activations.granularity 'token' measures ranges at inference and needs calibration 'none', not"
+                f" {self.calibration!r}"
+            )
+        if self.activations.observer != ObserverScheme():
+            raise ValueError("activations.observer has nothing to observe with activations.granularity 'token'")
+        return self
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Recipe:
@@ -137,12 +210,19 @@ class Recipe(_Scheme):
             raise ValueError("relax needs activations.granularity 'timestep': with 'tensor' all steps share one range")
         if self.activations.granularity == "tensor" and self.calibration == "progressive":
             raise ValueError("calibration 'progressive' needs activations.granularity 'timestep', not 'tensor'")
-        if self.observed_steps == "normal" and self.activations.granularity == "timestep":
-            raise ValueError("observed_steps 'normal' leaves steps out and needs activations.granularity 'tensor'")
+        if self.observed_steps != "all" and self.activations.granularity != "tensor":
+            raise ValueError(
+                f"observed_steps {self.observed_steps!r} leaves steps out and needs activations.granularity 'tensor'"
+            )
         if self.relax is not None and self.relax.bits < self.activations.num_bits:
             raise ValueError(
                 f"relax.bits is {self.relax.bits}; relaxed steps get no fewer bits than the others, whose"
                 f" activations.num_bits is {self.activations.num_bits}"
+            )
+        if self.correction.kind != "none" and self.calibration != "progressive":
+            raise ValueError(
+                f"correction.kind {self.correction.kind!r} needs calibration 'progressive', in which the quantized"
+                " model's own steps are seen"
             )
         return self
 
@@ -187,8 +267,22 @@ class Recipe(_Scheme):
         return tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; `from_dict` reads it back."""
-        return self.model_dump(mode="json")
+        """JSON-ready form; `from_dict` reads it back. What older releases did not know is left out unless it is asked
+        for, so that recipes and artifacts stay what they wrote."""
+        data = self.model_dump(mode="json")
+        if not self.split_shortcuts:
+            del data["split_shortcuts"]
+        if self.weights.group_size is None:
+            del data["weights"]["group_size"]
+        if self.correction.kind == "none":
+            del data["correction"]
+        elif self.correction.kind == "bias":
+            data["correction"] = {"kind": "bias"}
+        return data
+
+    def table_rows(self, num_slots: int) -> int:
+        """Rows of activation parameters of a layer, for ``num_slots`` slots."""
+        return num_slots if self.activations.granularity == "timestep" else 1
 
     def relaxed_slots(self, num_slots: int) -> range:
         """Slots that get the relaxed bits: round-half-up of fraction * num_slots, at least 1 if fraction > 0."""

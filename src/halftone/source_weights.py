@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from halftone.errors import InputError
 
 _PREFERRED = "fp16"
 _patching = threading.Lock()
+#: Where the pipeline that is being opened notes what it lacks; other threads, which load something else, have none.
+_noted: ContextVar[dict[str, list[str]] | None] = ContextVar("noted", default=None)
 
 
 def choose_variant(components: Iterable[Path]) -> str | None:
@@ -51,23 +54,28 @@ def noting_missing_tensors() -> Iterator[dict[str, list[str]]]:
 
     diffusers and transformers fill them with random numbers or leave them without any, and tell it in their logs alone.
     Each of them knows best which names it really misses (tied weights, names of older releases), and says so if
-    `from_pretrained` is asked for it, which a pipeline's own `from_pretrained` does not do.
+    `from_pretrained` is asked for it, which a pipeline's own `from_pretrained` does not do. What other threads load
+    meanwhile is not noted.
     """
     missing: dict[str, list[str]] = {}
     with _patching, ExitStack() as stack:
         for base in (diffusers.ModelMixin, transformers.PreTrainedModel):
-            stack.enter_context(_asking_what_is_missing(base, missing))
+            stack.enter_context(_asking_what_is_missing(base))
+        stack.callback(_noted.reset, _noted.set(missing))
         yield missing
 
 
 @contextmanager
-def _asking_what_is_missing(base: Any, missing: dict[str, list[str]]) -> Iterator[None]:
+def _asking_what_is_missing(base: Any) -> Iterator[None]:
     original = base.__dict__["from_pretrained"]
 
-    def from_pretrained(cls: Any, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        model, info = original.__func__(cls, path, *args, output_loading_info=True, **kwargs)
+    def from_pretrained(cls: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        missing = _noted.get()
+        if missing is None:
+            return original.__func__(cls, *args, output_loading_info=output_loading_info, **kwargs)
+        model, info = original.__func__(cls, *args, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
-            missing[Path(path).name] = sorted(info["missing_keys"])
+            missing[Path(args[0]).name] = sorted(info["missing_keys"])
         return (model, info) if output_loading_info else model
 
     base.from_pretrained = classmethod(from_pretrained)

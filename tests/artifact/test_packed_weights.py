@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from peft import LoraConfig
 from pipelines import tiny_sd, tiny_sd3
 from safetensors.torch import load_file, save_file
 
 import halftone
 from halftone.artifact.config import quantized_digest
 from halftone.artifact.inspection import inspect_artifact
-from halftone.errors import ArtifactError
+from halftone.errors import ArtifactError, InputError
 from halftone.layers import quantized_layers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -161,3 +162,17 @@ def test_packed_weights_of_another_length_or_kind_are_named(change, packed, tmp_
 
     with pytest.raises(ArtifactError, match=rf"{LAYER}\.weight is stored as"):
         DiffusionPipeline.from_pretrained(_copy(packed[1], tmp_path / "damaged", edit_tensors=edit))
+
+
+@pytest.mark.parametrize("num_bits", [4, 8])
+def test_adapters_are_refused_until_they_are_taken_out(num_bits, tmp_path):
+    """Under the names that PEFT gives to what it wraps, nothing could be loaded again."""
+    result = _quantized(num_bits)
+    pipeline = result.pipeline
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    for save in (result.save, pipeline.save_pretrained):
+        with pytest.raises(InputError, match=r"adapters \(LoRA\), of \S+to_q for one.*unload_lora_weights"):
+            save(tmp_path / "out")
+    pipeline.unload_lora_weights()
+    pipeline.save_pretrained(tmp_path / "out")
+    assert quantized_digest(halftone.load(tmp_path / "out").unet) == result.config.digest

@@ -189,6 +189,28 @@ def test_everything_is_on_the_disk_before_the_folder_appears(result, tmp_path, m
     assert order[-3:] == ["halftone.json", "sync", "out"]
 
 
+def test_its_name_is_on_the_disk_before_the_finished_steps_are_removed(tmp_path, monkeypatch):
+    """Also when another process of the same command has put it there."""
+    order, unlink = [], type(tmp_path).unlink
+
+    def note_unlink(path, **options):
+        order.append(path.suffix)
+        unlink(path, **options)
+
+    for _ in range(2):
+        made = halftone.quantize(
+            tiny_sd(), "pcr-w8a8", ["x"], num_inference_steps=2, checkpoint_folder=tmp_path / "steps"
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                save_module, "sync_folder", lambda folder: order.append((folder, (tmp_path / "out").exists()))
+            )
+            patch.setattr(type(tmp_path), "unlink", note_unlink)
+            made.save(tmp_path / "out")
+        assert order.index((tmp_path, True)) < order.index(".safetensors")
+        order.clear()
+
+
 def test_saved_artifact_does_not_depend_on_the_pipeline_any_more(result, tmp_path):
     result.save(tmp_path / "out")
     latents = halftone.load(tmp_path / "out")("x", num_inference_steps=1, output_type="latent").images

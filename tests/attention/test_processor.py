@@ -9,7 +9,15 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from pipelines import tiny_sd, tiny_sd3, tiny_sdxl
 
 import halftone
-from halftone.attention import NativeAttnProcessor, attention_of, attention_words, use_attention
+from halftone.artifact import load as load_module
+from halftone.attention import (
+    NativeAttnProcessor,
+    attention_of,
+    attention_words,
+    kept_words,
+    running_attention,
+    use_attention,
+)
 from halftone.errors import InputError
 from halftone.native import attention as native
 
@@ -86,6 +94,80 @@ def test_the_environment_switches_it_off(monkeypatch, name):
     assert name in attention_words()
     with pytest.raises(InputError, match=f"cannot run attention in int8: {name}"):
         use_attention(module, "int8")
+
+
+@runs_here
+def test_a_kernel_of_the_layers_leaves_attention_as_it_is(monkeypatch):
+    monkeypatch.setenv("HALFTONE_KERNELS", "onednn")
+    module = _attention()
+    use_attention(module, "int8")
+    assert running_attention(module) == "native int8" and "HALFTONE_KERNELS" not in attention_words()
+
+
+@runs_here
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_by_name_it_is_refused_in_a_dtype_that_the_kernel_does_not_take(dtype):
+    unet = tiny_sd().unet.to(dtype)
+    with pytest.raises(InputError, match=f"attention in int8 is not for this pipeline: it does not take {dtype}"):
+        use_attention(unet, "int8")
+    assert running_attention(unet) == "diffusers", "left as it was"
+
+
+@runs_here
+def test_by_name_it_is_refused_where_nothing_would_run_it():
+    transformer = tiny_sd3().transformer
+    with pytest.raises(InputError, match=r"No attention of SD3\w+ can run in int8: all 2 .*JointAttnProcessor2_0"):
+        use_attention(transformer, "int8")
+    with pytest.raises(InputError, match="AutoencoderKL can run in int8: all"):
+        use_attention(tiny_sd().vae, "int8")
+    with pytest.raises(InputError, match="Linear has no attention"):
+        use_attention(torch.nn.Linear(2, 2), "int8")
+
+
+@torch.no_grad()
+@runs_here
+def test_a_cast_after_it_was_asked_for_by_name_is_told():
+    module = _attention()
+    use_attention(module, "int8")
+    module.half()
+    states, _ = _states(torch.float16)
+    assert running_attention(module) == "torch"
+    with pytest.raises(InputError, match=r"it does not take torch\.float16"):
+        module(states)
+
+
+@runs_here
+def test_what_keeps_its_own_is_told_where_it_was_asked_for_by_name():
+    model = torch.nn.ModuleDict({"a": _attention(norm_num_groups=4), "b": _attention()})
+    words = kept_words("int8", use_attention(model, "int8"))
+    assert words == "Attention runs in int8 but for 1 modules, the first of them a: it normalizes its input."
+    assert running_attention(model) == "native int8"
+    assert kept_words("auto", use_attention(model, "auto")) == ""
+    wide = torch.nn.ModuleDict({"a": Attention(query_dim=32, heads=1, dim_head=300), "b": _attention()})
+    assert "at most 256 channels" in use_attention(wide, "int8")["a"] and attention_of(wide) == "int8"
+    assert use_attention(wide, "auto") == {}
+
+
+@runs_here
+def test_what_runs_depends_on_the_dtype():
+    unet = tiny_sd().unet
+    assert running_attention(unet) == "diffusers"
+    for dtype, running in ((torch.float32, "torch"), (torch.bfloat16, "native bfloat16"), (torch.float16, "torch")):
+        unet.to(dtype)
+        use_attention(unet, "auto")
+        assert running_attention(unet) == running
+    use_attention(unet.bfloat16(), "float")
+    assert running_attention(unet) == "torch"
+
+
+@torch.no_grad()
+def test_diffusers_may_set_its_own_again():
+    unet = tiny_sd().unet
+    expected = _sample(unet)
+    use_attention(unet, "auto")
+    unet.set_default_attn_processor()
+    assert attention_of(unet) is None
+    torch.testing.assert_close(_sample(unet), expected)
 
 
 def test_gradients_go_through_torch():
@@ -174,6 +256,15 @@ def test_load_takes_the_switch(sd_artifact):
     assert torch.equal(outputs["float"], outputs["auto"])
     for attention in ("bfloat16", "int8"):
         assert 0 < _relative(outputs[attention], outputs["float"]) < 0.05
+
+
+def test_load_tells_what_keeps_its_own_and_refuses_a_device(sd_artifact, monkeypatch):
+    monkeypatch.setattr(load_module, "use_attention", lambda module, attention: {"mid": "it adds its input"})
+    with pytest.warns(UserWarning, match="in int8 but for 1 modules, the first of them mid: it adds its input"):
+        halftone.load(sd_artifact, attention="int8")
+    for device in ("mps", "mps:0", torch.device("mps")):
+        with pytest.raises(InputError, match="does not run on 'mps'"):
+            halftone.load(sd_artifact, device=device)
 
 
 def test_a_denoiser_can_be_pickled(sd_artifact):

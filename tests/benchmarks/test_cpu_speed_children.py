@@ -183,7 +183,8 @@ def test_ctrl_c_ends_a_run_with_its_children(tmp_path):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        assert not any(_runs(child.pid) for child in children)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
     finally:
         process.kill()
         process.wait()

@@ -1,7 +1,7 @@
 """Quantizes in forked children and kills them. Run by test_resume.py: ``python crashes.py FOLDER``.
 
 First it kills before the 1st, 2nd, 3rd … change of the file system, lets the same command run again and compares the
-bytes with those of an undisturbed run; then it kills at random moments until a run gets through, and compares again.
+bytes with those of an undisturbed run; then it kills at random calls of modules and opened files, and compares again.
 Prints one JSON line with the number of kills, or says what went wrong and exits with 1.
 
 A helper of its own because forking is safe only in a process with a single thread, and so that the libraries are
@@ -17,7 +17,6 @@ import random
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from diffusers.utils import logging as diffusers_logging
 from pipelines import tiny_sd
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.utils import logging as transformers_logging
 
 import halftone
@@ -95,6 +95,38 @@ def die_before_change(number: int, folder: Path) -> None:
     sys.addaudithook(audit)
 
 
+def count_events(folder: Path, act: Callable[[int], None] = lambda number: None) -> Callable[[], int]:
+    """From now on counts, in this process, modules that are called and files below a folder that are opened.
+
+    A process that is killed at one of these is killed at the same moment of its work however fast the machine is.
+
+    Args:
+        act: called with the number of each, from 1.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+
+    def happened(*_: object) -> None:
+        nonlocal count
+        count += 1
+        act(count)
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and str(arguments[0]).startswith(str(folder)):
+            happened()
+
+    sys.addaudithook(audit)
+    register_module_forward_pre_hook(happened)
+    return lambda: count
+
+
+def strike_at(number: int, blow: int = signal.SIGKILL) -> Callable[[int], None]:
+    """For `count_events`: this process sends itself a signal."""
+    return lambda count: os.kill(os.getpid(), blow) if count == number else None
+
+
 def check_after_kill(folder: Path, expected: dict[str, str]) -> None:
     """A folder that exists is whole, also right after a kill."""
     if (folder / "out").exists() and contents(folder / "out") != expected:
@@ -120,22 +152,25 @@ def at_every_write(root: Path, expected: dict[str, str], steps: int) -> int:
         shutil.rmtree(folder)
 
 
-def at_random_moments(root: Path, expected: dict[str, str], steps: int, duration: float) -> int:
-    chance, kills = random.Random(0), 0
+def at_random_moments(root: Path, expected: dict[str, str], steps: int, events: int) -> int:
+    """Kills so early that no number of kills gets through: what is finished is never done again, and nothing else is
+    left out."""
+    chance, kills, times = random.Random(0), 0, 6
     for trial in range(2):
         folder = root / f"moment-{trial}"
         folder.mkdir()
-        for _ in range(6):
-            child = fork(lambda folder=folder: command(folder, steps))
-            time.sleep(chance.uniform(0.05, 1.0) * duration)
-            os.kill(child, signal.SIGKILL)
-            status = outcome(child)
+        for _ in range(times):
+            number = chance.randint(1, events // times)
+
+            def killed(folder: Path = folder, number: int = number) -> None:
+                count_events(folder, strike_at(number))
+                command(folder, steps)
+
+            if outcome(fork(killed)) != KILLED:
+                raise SystemExit(f"{folder.name} ended before event {number}")
             check_after_kill(folder, expected)
-            if status == COMPLETE:
-                break
             kills += 1
-        if not (folder / "out").exists():
-            finish(folder, expected, steps)
+        finish(folder, expected, steps)
     return kills
 
 
@@ -150,22 +185,27 @@ def finish(folder: Path, expected: dict[str, str], steps: int) -> None:
         raise SystemExit(f"{folder.name} ended in other bytes, or left something behind")
 
 
-def undisturbed(root: Path, steps: int) -> tuple[dict[str, str], float]:
-    """What a run that nobody kills writes, and the seconds it takes."""
-    started = time.perf_counter()
-    folder = root / f"undisturbed-{steps}"
+def undisturbed(root: Path, steps: int) -> tuple[dict[str, str], int]:
+    """What a run that nobody kills writes, and how many events it has."""
+    folder, counted = root / f"undisturbed-{steps}", root / "events"
     folder.mkdir()
-    if outcome(fork(lambda: command(folder, steps))) != COMPLETE:
+
+    def run() -> None:
+        events = count_events(folder)
+        command(folder, steps)
+        counted.write_text(str(events()))
+
+    if outcome(fork(run)) != COMPLETE:
         raise SystemExit("the undisturbed run failed")
-    return contents(folder / "out"), time.perf_counter() - started
+    return contents(folder / "out"), int(counted.read_text())
 
 
 def main(root: Path) -> None:
     torch.set_num_threads(1)
     expected, _ = undisturbed(root, 2)
     writes = at_every_write(root, expected, 2)
-    expected, duration = undisturbed(root, 6)
-    print(json.dumps({"writes": writes, "moments": at_random_moments(root, expected, 6, duration)}))
+    expected, events = undisturbed(root, 6)
+    print(json.dumps({"writes": writes, "moments": at_random_moments(root, expected, 6, events)}))
 
 
 if __name__ == "__main__":

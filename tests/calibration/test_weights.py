@@ -1,5 +1,6 @@
 """Rounding before the lockstep: which inputs are seen, what memory does, resuming, failing, counting."""
 
+import itertools
 import math
 
 import pytest
@@ -69,7 +70,7 @@ def _stop_after(steps):
 def test_samples_go_evenly_through_steps_and_in_turn_through_prompts():
     assert spread(6, 3, 4) == ((0, 1), (2, 3), (0, 1))
     assert spread(2, 4, 3) == ((), (0,), (), (1,))
-    assert spread(100, 2, 3) == ((0, 1, 2), (0, 1, 2))
+    assert spread(100, 2, 3) == spread(10**15, 2, 3) == ((0, 1, 2), (0, 1, 2))
     counts = [len(prompts) for prompts in spread(25, 50, 10)]
     assert sum(counts) == 25 and max(counts) == 1
 
@@ -243,6 +244,50 @@ def test_nan_in_the_optimization_itself(monkeypatch, tmp_path):
     ):
         _quantize("adaround", tmp_path / "steps")
     assert len(list((tmp_path / "steps").glob("rounded-*.safetensors"))) > 3
+
+
+def test_stages_are_told_with_what_was_replayed(tmp_path):
+    """Trajectory, walk, units in order, lockstep; the walk of units of which some are left is not replayed."""
+
+    def run(stop=None):
+        told = []
+
+        def follow(advance):
+            told.append(advance)
+            if len(told) == stop:
+                raise _Interrupt
+
+        _quantize("gptq", tmp_path / "steps", follow=follow)
+        return told
+
+    units = 79
+    with pytest.raises(_Interrupt):
+        run(stop=2 + 2 + 5)
+    told = run()
+    assert [advance.stage for advance in told] == (
+        ["full precision"] * 2 + ["looking at inputs"] * 2 + ["rounding"] * units + ["calibrating"] * 2
+    )
+    assert [advance.replayed for advance in told] == [True] * 2 + [False] * 2 + [True] * 5 + [False] * (units - 5 + 2)
+    rounding = told[4 : 4 + units]
+    for one, after in itertools.pairwise(rounding):
+        assert one.left == pytest.approx(after.left + after.work) and after.work > 0
+    assert rounding[-1].left == 0 and len({advance.work for advance in rounding}) > 3
+    assert all(advance.replayed for advance in run())
+
+
+def test_announcement_tells_what_is_left(tmp_path):
+    said = []
+    with pytest.raises(_Interrupt):
+        _quantize("gptq", tmp_path / "steps", announce=said.append, progress=_stop_after(2 + 5))
+    with pytest.raises(_Interrupt):
+        _quantize("gptq", tmp_path / "steps", announce=said.append, progress=_stop_after(2 + 79 + 1))
+    _quantize("gptq", tmp_path / "steps", announce=said.append)
+    told = " How long the rounding itself takes is told with its first unit."
+    assert "gptq rounds 79 layers and blocks, with about 5 passes a prompt in about " in said[0]
+    assert "gptq rounds 79 layers and blocks (5 of them done)" in said[1]
+    assert said[0].endswith(told) and said[1].endswith(told) and "done" not in said[0]
+    assert said[2].startswith("12 passes through the denoiser, 6 of them done: about ")
+    assert "(79 of them done)" in said[2] and not said[2].endswith(told)
 
 
 def test_layer_that_is_never_called_is_named():

@@ -1,7 +1,7 @@
 """Runs commands in forked children and kills them. Run by test_interruptions.py: ``python crashes.py FOLDER``.
 
 `halftone generate` is killed before its 1st, 2nd, 3rd … change of the file system, `halftone quantize` four times (and
-interrupted four times) and `halftone bench` ten times at random moments; after each the same command goes on.
+interrupted four times) and `halftone bench` ten times at random events; after each the same command goes on.
 Prints one JSON line with what was counted, or says what went wrong and exits with 1.
 
 A helper of its own because forking is safe only in a process with a single thread, and so that the libraries are
@@ -16,9 +16,9 @@ import random
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "calibration"))
@@ -36,8 +36,13 @@ from halftone.cli.console import run_guarded
 Check = Callable[[], None]
 
 
-def fork(words: list[str], log: Path, before: Check = lambda: None) -> int:
-    """Process id of a child that runs a command, its output going to a file, and exits with its code."""
+def fork(words: list[str], log: Path, before: Callable[[], Any] = lambda: None) -> int:
+    """Process id of a child that runs a command, its output going to a file, and exits with its code.
+
+    Args:
+        before: called in the child first; the number that a function given back by it gives at the end goes to the file
+            beside the output.
+    """
     child = os.fork()
     if child == 0:
         with open(log, "wb") as file:
@@ -45,44 +50,45 @@ def fork(words: list[str], log: Path, before: Check = lambda: None) -> int:
             os.dup2(file.fileno(), 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)  # replaces the pool that forking broke, before loading threads race to do that
-        before()
+        events = before()
         code = run_guarded(lambda: app(words, standalone_mode=False), debug=False)
+        if events is not None:
+            log.with_suffix(".events").write_text(str(events()))
         sys.stderr.flush()
         os._exit(code)
     return child
 
 
-def finish(words: list[str], log: Path) -> float:
-    """Seconds that the command takes to its end."""
-    started = time.perf_counter()
-    code = calibration.outcome(fork(words, log))
+def finish(words: list[str], log: Path, before: Callable[[], Any] = lambda: None) -> None:
+    """Runs the command to its end."""
+    code = calibration.outcome(fork(words, log, before))
     if code != 0:
         raise SystemExit(f"{' '.join(words)}: exit code {code}: {log.read_text()}")
-    return time.perf_counter() - started
+
+
+def events_of(words: list[str], log: Path, root: Path) -> int:
+    """Runs the command to its end; how many events it has (see `calibration.count_events`)."""
+    finish(words, log, lambda: calibration.count_events(root))
+    return int(log.with_suffix(".events").read_text())
 
 
 def at_random_moments(
-    words: list[str], log: Path, duration: float, check: Check, times: int, blow: int = signal.SIGKILL
+    words: list[str], root: Path, events: int, check: Check, times: int, blow: int = signal.SIGKILL
 ) -> int:
-    """Kills the command so many times, then lets it end; counts the blows that came before its end."""
-    chance, kills = random.Random(0), 0
+    """Kills the command so many times, each so early that it cannot have come to its end, then lets it; counts."""
+    chance, log = random.Random(0), root / "log"
+    expected = -signal.SIGKILL if blow == signal.SIGKILL else 130
     for _ in range(times):
-        child = fork(words, log)
-        time.sleep(chance.uniform(0.05, 0.35) * duration)
-        os.kill(child, blow)
-        code = calibration.outcome(child)
+        strike = calibration.strike_at(chance.randint(1, events // times), blow)
+        code = calibration.outcome(fork(words, log, lambda strike=strike: calibration.count_events(root, strike)))
         check()
-        if code == 0:
-            return kills
-        expected = -signal.SIGKILL if blow == signal.SIGKILL else 130
         if code != expected:
             raise SystemExit(f"{' '.join(words)}: exit code {code}: {log.read_text()}")
         if blow == signal.SIGINT and ("Traceback" in log.read_text() or "Interrupted" not in log.read_text()):
             raise SystemExit(f"Ctrl-C was not told: {log.read_text()}")
-        kills += 1
     finish(words, log)
     check()
-    return kills
+    return times
 
 
 class Watch:
@@ -111,9 +117,8 @@ class Watch:
 
 def quantize(root: Path) -> dict[str, int]:
     words = ["quantize", str(root / "sd"), "--prompts", str(root / "prompts.txt"), "--steps", "8", "--out"]
-    finish([*words, str(root / "whole")], root / "log")
+    events = events_of([*words, str(root / "whole")], root / "log", root)
     expected = calibration.contents(root / "whole")
-    duration = finish([*words, str(root / "again")], root / "log")  # the first one took longer: it warmed things up
     counts = {}
     for name, blow in (("kill", signal.SIGKILL), ("interrupt", signal.SIGINT)):
         out = root / f"quantized-{name}"
@@ -122,7 +127,7 @@ def quantize(root: Path) -> dict[str, int]:
             if out.exists() and calibration.contents(out) != expected:
                 raise SystemExit("half an artifact, or other bytes")
 
-        counts[name] = at_random_moments([*words, str(out)], root / "log", duration, check, 4, blow)
+        counts[name] = at_random_moments([*words, str(out)], root, events, check, 4, blow)
         if not out.exists():
             raise SystemExit("no artifact")
         if out.with_name(out.name + ".unfinished").exists():
@@ -157,9 +162,9 @@ def bench(root: Path) -> dict[str, int]:
         where = ["--out", str(root / name), "--cache", str(root / f"{name}-cache"), "--clip", str(root / "clip")]
         return ["bench", str(root / "sd"), f"ours={root / 'whole'}", str(root / "sd"), *sets, *where]
 
-    duration = finish(words("undisturbed"), root / "log")
+    events = events_of(words("undisturbed"), root / "log", root)
     watch = Watch(root / "bench", root / "bench-cache")
-    kills = at_random_moments(words("bench"), root / "log", duration, watch, 10)
+    kills = at_random_moments(words("bench"), root, events, watch, 10)
     first, second = (_stable(root / name / "results.json") for name in ("undisturbed", "bench"))
     if first != second:
         raise SystemExit(f"other results:\n{first}\n{second}")

@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from halftone.calibration.stages import Advance
 from halftone.cli import console
 from halftone.errors import InputError
 
@@ -139,6 +139,64 @@ def test_progress_goes_to_stderr_by_tenths(capsys):
     assert captured.out == "" and lines[-1] == "painting: 100 of 100" and 2 <= len(lines) <= 11
 
 
+class _Time:
+    """A clock that goes only when it is told to."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch):
+    made = _Time()
+    monkeypatch.setattr(console, "time", made)
+    return made
+
+
+def test_what_was_found_on_disk_is_no_measure_of_what_is_left(time, capsys):
+    """40 of 100 are found within a second; then each takes a minute."""
+    with console.progress("painting") as advance:
+        for done in range(1, 101):
+            time.now += 0.02 if done <= 40 else 60.0
+            advance(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert "painting: 50 of 100, about 50 min left" in lines and lines[-1] == "painting: 100 of 100"
+
+
+def test_stages_have_times_of_their_own(time, capsys):
+    """Calls take 1 s, units 10 s for each of their work; what was replayed tells nothing, and a large unit counts."""
+    calls = [Advance("trajectory", done, 4, 1.0, 4 - done, done <= 2) for done in range(1, 5)]
+    work, left = [1, 1, 2, 6, 2], [11, 10, 8, 2, 0]
+    units = [Advance("rounding", n + 1, 5, work[n], left[n], n == 0) for n in range(5)]
+    with console.stages() as follow:
+        for advance in (*calls, *units):
+            seconds = 1.0 if advance.stage == "trajectory" else 10.0 * advance.work
+            time.now += 0.01 if advance.replayed else seconds
+            follow(advance)
+    assert capsys.readouterr().err.splitlines() == [
+        "trajectory: 1 of 4",
+        "trajectory: 4 of 4",
+        "rounding: 1 of 5",
+        "rounding: 2 of 5, about 100 s left",
+        "rounding: 3 of 5, about 80 s left",
+        "rounding: 4 of 5, about 20 s left",
+        "rounding: 5 of 5",
+    ]
+
+
+def test_bars_show_the_same(time, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    with console.stages() as follow:
+        time.now += 3600.0
+        follow(Advance("rounding", 1, 5, 1.0, 4.0, False))
+        follow(Advance("calibrating", 5, 5, 1.0, 0.0, True))
+    shown = capsys.readouterr().err
+    assert "about 4.0 h left" in shown and "rounding" in shown and "5/5" in shown
+
+
 def test_a_reader_who_leaves_is_no_error(sd_artifact):
     """As in `halftone inspect … | head -c 1`; the pipe is closed before anything is written."""
     read, write = os.pipe()
@@ -166,28 +224,31 @@ def test_stdout_on_a_full_disk_is_one_sentence():
 
 
 def test_ctrl_c_in_a_real_process_keeps_what_is_finished(sd_folder, prompts, tmp_path, halftone):
-    words = ["quantize", str(sd_folder), "--prompts", str(prompts), "--steps", "40"]
-    steps = tmp_path / "out.unfinished"
-    child = subprocess.Popen(
-        [sys.executable, "-m", "halftone", *words, "--out", str(tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    """It comes when the second call has just been finished."""
+    script = (
+        "import os, signal\nfrom halftone.calibration.checkpoint import Checkpoint\nfrom halftone.cli import main\n"
+        "save = Checkpoint.save\n"
+        "def save_and_interrupt(self, call, *rest):\n"
+        "    save(self, call, *rest)\n"
+        "    if call == 1:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "Checkpoint.save = save_and_interrupt\nmain()\n"
+    )
+    words = ["quantize", str(sd_folder), "--prompts", str(prompts), "--steps", "4"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "--out", str(tmp_path / "out")],
+        capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # what a shell starts in the background ignores Ctrl-C, and its children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        timeout=300,
     )
-    while child.poll() is None and not list(steps.glob("call-*.safetensors")):
-        time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=120)
-    assert (child.returncode, out) == (130, ""), err
-    assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("halftone: Interrupted; what is finished is kept")
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("halftone: Interrupted; what is finished is kept")
     assert not (tmp_path / "out").exists()
-    finished = len(list(steps.glob("call-*.safetensors")))
-    assert 0 < finished < 40
-    assert halftone(*words, "--out", tmp_path / "out", "--json").json["resumed_calls"] == finished
+    assert len(list((tmp_path / "out.unfinished").glob("call-*.safetensors"))) == 2
+    assert halftone(*words, "--out", tmp_path / "out", "--json").json["resumed_calls"] == 2
     assert halftone(*words, "--out", tmp_path / "whole", "--json").json["resumed_calls"] == 0
     assert _contents(tmp_path / "out") == _contents(tmp_path / "whole")
 

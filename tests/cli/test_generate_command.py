@@ -9,7 +9,9 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from pipelines import save_folder, tiny_sd
+from pipelines import save_folder, tiny_sd, tiny_sd3
+
+from halftone.native import attention as native
 
 
 @pytest.fixture
@@ -61,8 +63,8 @@ def test_artifact_is_run_in_the_dtype_of_its_calibration(halftone, generate, pro
     words = ["--prompts", prompts, "--steps", 1, "--dtype", "bfloat16"]
     assert halftone("quantize", sd_folder, *words, "--out", tmp_path / "half").code == 0
     assert generate("--prompt", "x", source=tmp_path / "half").code == 0
-    made_by = json.loads((tmp_path / "out" / "generation.json").read_text())["source"]
-    assert made_by.endswith("(bfloat16, cpu)")
+    settings = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert (settings["dtype"], settings["device"]) == ("bfloat16", "cpu")
     assert generate("--prompt", "x", "--dtype", "bfloat16", source=tmp_path / "half").code == 0
 
 
@@ -79,6 +81,7 @@ def test_artifact_is_run_in_the_dtype_of_its_calibration(halftone, generate, pro
         (["--prompt", "x", "--seed", 2**64], "seed"),
         (["--prompt", "x", "--guidance", "nan"], "guidance_scale is nan"),
         (["--prompt", "x", "--device", "meta"], "'meta'"),
+        (["--prompt", "x", "--device", "mps"], "does not run on 'mps': it has no float64"),
         (["--prompt", "x", "--scheduler", "Eulr"], "did you mean"),
         (["--prompt", "x", "--num-prompts", 2], "asks for 2 prompts, and --prompt is given 1 times"),
     ],
@@ -123,7 +126,7 @@ def test_folder_of_something_else_is_kept(generate, tmp_path):
         (["--seed", 1], "differs in: seed"),
         (["--guidance", 2], "guidance_scale"),
         (["--scheduler", "PNDM"], "scheduler"),
-        (["--dtype", "bfloat16"], "source"),
+        (["--dtype", "bfloat16"], "differs in: dtype"),
     ],
 )
 def test_images_of_another_run_are_kept(more, said, generate, tmp_path):
@@ -139,7 +142,7 @@ def test_full_disk_loses_no_image(generate, prompts, tmp_path, monkeypatch):
 
     def fsync(descriptor):
         calls.append(descriptor)
-        if len(calls) == 4:  # settings, first image, manifest, second image
+        if len(calls) == 7:  # settings, first image, manifest, each with its folder; second image
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
@@ -174,8 +177,17 @@ def test_another_model_at_the_same_path_is_another_run(generate, sd_folder, sd_a
     for other in (save_folder(tiny_sd(seed=1), tmp_path / "other"), sd_artifact):
         shutil.rmtree(source)
         shutil.copytree(other, source)
-        assert "differs in: source_sha256" in generate("--prompt", "x", source=source).sentence
+        sentence = generate("--prompt", "x", source=source).sentence
+        assert "differs in: " in sentence and "source_sha256" in sentence
     assert _digests(tmp_path / "out") == before
+
+
+def test_a_path_may_be_spelt_otherwise(generate, sd_folder, tmp_path):
+    source = shutil.copytree(sd_folder, tmp_path / "model")
+    assert generate("--prompt", "x", source=source).code == 0
+    assert generate("--prompt", "x", source="./model/").code == 0
+    source.rename(tmp_path / "moved")
+    assert generate("--prompt", "x", source="moved").code == 0
 
 
 def test_output_within_the_source_goes_on(generate, sd_folder, tmp_path):
@@ -188,14 +200,31 @@ def test_output_within_the_source_goes_on(generate, sd_folder, tmp_path):
 
 def test_attention_is_asked_for_by_name(generate, sd_artifact, tmp_path, monkeypatch):
     assert generate("--prompt", "a", "--attention", "float", source=sd_artifact).code == 0
-    assert json.loads((tmp_path / "out" / "generation.json").read_text())["attention"] == "float"
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["attention"] == "torch"
     assert generate("--prompt", "a", source=sd_artifact, out=tmp_path / "auto").code == 0
-    assert "attention" not in json.loads((tmp_path / "auto" / "generation.json").read_text())
     assert _digests(tmp_path / "auto") == _digests(tmp_path / "out"), "in float32 nothing is rounded by itself"
-    ran = generate("--prompt", "a", source=sd_artifact)
-    assert ran.code == 2 and "attention" in ran.err, "images of another attention"
+    assert generate("--prompt", "a", source=sd_artifact).code == 0, "so that both are the same run"
     ran = generate("--prompt", "a", "--attention", "int9", out=tmp_path / "new")
     assert ran.code == 2 and "did you mean 'int8'" in ran.err
     monkeypatch.setenv("HALFTONE_NATIVE", "0")
     ran = generate("--prompt", "a", "--attention", "int8", out=tmp_path / "new")
     assert ran.code == 2 and "HALFTONE_NATIVE=0" in ran.err
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+def test_what_really_runs_is_recorded_and_what_cannot_is_refused(generate, sd_folder, sd_artifact, tmp_path):
+    assert generate("--prompt", "a", "--attention", "int8", source=sd_artifact).code == 0
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["attention"] == "native int8"
+    assert "differs in: attention" in generate("--prompt", "a", source=sd_artifact).sentence
+    words = ["--prompt", "a", "--attention", "int8"]
+    refused = generate(*words, "--dtype", "float16", source=sd_artifact, out=tmp_path / "half")
+    assert "does not take torch.float16" in refused.sentence
+    assert not (tmp_path / "half").exists()
+    sd3 = save_folder(tiny_sd3(), tmp_path / "sd3")
+    assert "keep their own processor" in generate(*words, source=sd3, out=tmp_path / "sd3-out").sentence
+
+
+def test_what_keeps_its_own_attention_is_told(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr("halftone.attention.use_attention", lambda module, attention: {"mid": "it adds its input"})
+    ran = generate("--prompt", "a", "--attention", "int8")
+    assert ran.code == 0 and "Note: Attention runs in int8 but for 1 modules, the first of them mid" in ran.err

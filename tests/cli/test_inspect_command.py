@@ -73,6 +73,18 @@ def test_for_machines_and_for_people(halftone, sd_artifact):
         assert word in told.out
 
 
+def test_output_correction_is_told(halftone, tmp_path):
+    recipe = {"correction": {"kind": "drift"}}
+    folder = library.quantize(tiny_sd(), recipe, ["x"], num_inference_steps=2).save(tmp_path / "out")
+    found = halftone("inspect", folder, "--json").json["correction"]
+    assert (found["kind"], found["gain"], found["max_gain"]) == ("drift", "unbiased", 2.0)
+    low, high = found["fitted"]["gain"]
+    for words in (["inspect", folder], ["card", folder]):
+        told = halftone(*words).out
+        assert "drift, towards the next latents of the full-precision trajectory; bias from" in told
+        assert f"gain from {low:.4g} to {high:.4g}" in told
+
+
 def test_what_save_pretrained_wrote_is_read_too(halftone, sd_artifact, tmp_path):
     library.load(sd_artifact).save_pretrained(tmp_path / "own")
     own, whole = (halftone("inspect", folder, "--json").json for folder in (tmp_path / "own", sd_artifact))

@@ -283,12 +283,12 @@ def test_unfinished_work_of_another_command_is_kept(quantize, tmp_path, monkeypa
 
 
 def test_no_space_left(quantize, tmp_path, monkeypatch):
-    """Every file is written with an fsync; the disk fills up at the third."""
+    """Every file is written with an fsync, and its folder with another; the disk fills up at the third file."""
     real, calls = os.fsync, []
 
     def fsync(descriptor):
         calls.append(descriptor)
-        if len(calls) >= 3:
+        if len(calls) >= 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

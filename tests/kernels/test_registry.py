@@ -7,7 +7,7 @@ import torch
 
 from halftone.errors import InputError
 from halftone.kernels import registry
-from halftone.kernels.registry import LayerWeights, kernel_report, register_kernel, select
+from halftone.kernels.registry import LayerWeights, check_device, kernel_report, register_kernel, select
 
 
 @pytest.fixture
@@ -36,6 +36,22 @@ def test_highest_priority_wins_and_prepares(kernels):
 def test_other_device_or_width_falls_to_the_slower(kernels):
     assert select("linear", "cuda").name == "slow"
     assert select("linear", "cpu", 10).name == "slow"
+
+
+def test_features_decide_and_are_told(kernels):
+    needs = frozenset({"row scales", "groups"})
+    with pytest.raises(
+        InputError, match=r"linear on cpu, 8 bits, groups, row scales \(fast: no groups; slow: no groups"
+    ):
+        select("linear", "cpu", 8, needs)
+    features = {"row scales": None, "groups": "a channel has one scale"}
+    register_kernel("linear", "half", ("cpu",), priority=5, features=features)(_prepare)
+    register_kernel("linear", "all", (), priority=1, features={"row scales": None, "groups": None})(_prepare)
+    assert select("linear", "cpu", 8, needs).name == "all"
+    assert select("linear", "cpu", 8, frozenset({"row scales"})).name == "half"
+    assert select("linear", "cpu").name == "fast"
+    passed_over = kernel_report()["linear on cpu, 8 bits, groups, row scales"]["passed_over"]
+    assert passed_over == {"fast": "no groups", "half": "a channel has one scale"}
 
 
 def test_reasons_are_logged_once_and_reported(kernels, caplog):
@@ -74,6 +90,13 @@ def test_forced_kernel_that_cannot_run_is_an_error(kernels, monkeypatch):
     monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, "fast")
     with pytest.raises(InputError, match="no AVX-512"):
         select("linear", "cpu")
+
+
+def test_a_device_without_float64_is_refused_although_a_kernel_is_for_all(kernels):
+    for refuse in (check_device, lambda device: select("linear", device)):
+        with pytest.raises(InputError, match="does not run on 'mps': it has no float64"):
+            refuse("mps")
+    check_device("cuda")
 
 
 def test_no_kernel_is_an_error(kernels):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from halftone.native import build as build_module
 from halftone.native import library, unavailable
 from halftone.native.build import FOLDER, build, compiler, library_path, source_digest
 from halftone.native.library import ABI_VERSION, _open
@@ -57,6 +58,7 @@ def test_missing_and_damaged_libraries_are_told(folder):
         ({"HALFTONE_NATIVE_BUILD": "0"}, "HALFTONE_NATIVE_BUILD=0"),
         ({"PATH": "", "CXX": ""}, "no C++ compiler"),
         ({"PATH": "", "CXX": "no-such-compiler -v"}, "no-such-compiler failed"),
+        ({"PATH": "", "CXX": "c++ 'unclosed"}, "$CXX cannot be read"),
     ],
 )
 def test_without_a_compiler_there_is_a_reason_and_no_old_library(folder, environment, reason):
@@ -69,6 +71,27 @@ def test_without_a_compiler_there_is_a_reason_and_no_old_library(folder, environ
 def test_what_the_compiler_says_is_told(folder):
     (folder / "src" / "minimal.cpp").write_text("int main() { return surprise; }")
     assert "surprise" in str(build(folder)) and not library_path(folder).exists()
+
+
+@pytest.mark.parametrize("said", ["echo >&2", "printf '\\377\\n' >&2", "true"])
+def test_a_compiler_that_says_nothing_readable_is_told(folder, tmp_path, said):
+    """A newline alone, and bytes that are no text."""
+    script = tmp_path / "compiler"
+    script.write_text(f"#!/bin/sh\n{said}\nexit 3\n")
+    script.chmod(0o755)
+    assert "compiler failed: " in str(build(folder, {"CXX": str(script)}))
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    environment = {"CXX": "c++"}
+    assert "cannot be written to" in str(build(folder / "none", environment))
+    library_path(folder).write_bytes(b"from before")
+    monkeypatch.setattr(build_module.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert "cannot be written to: [Errno 13] Permission denied" in str(build(folder, environment))
 
 
 def test_named_compiler_may_have_arguments():

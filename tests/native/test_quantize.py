@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halftone.native import library, unavailable
-from halftone.native.quantize import is_supported, quantize, quantize_to_channels_last
+from halftone.native.quantize import is_supported, quantize, quantize_rows, quantize_to_channels_last
 from halftone.numerics import quantize as definition
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -80,6 +80,25 @@ def test_images_are_transposed_on_the_way(instruction_set, shape, num_bits, dtyp
     scale, zero_point = 2.0 ** (3 - num_bits), 2 ** (num_bits - 1) - 3
     quantize_to_channels_last(x, 1.0 / scale, zero_point, num_bits, planes, instruction_set)
     _assert_codes(planes, x, scale, zero_point, num_bits)
+
+
+@pytest.mark.parametrize("instruction_set", VARIANTS)
+@given(
+    shape=st.tuples(st.integers(0, 40), st.integers(0, 70)),
+    num_bits=st.sampled_from([4, 8, 9, 16]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_have_parameters_of_their_own(instruction_set, shape, num_bits, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator).to(dtype)
+    scales = torch.rand(shape[0], generator=generator) / 2**num_bits + 2.0**-20
+    zero_points = torch.randint(0, 2**num_bits, shape[:1], generator=generator, dtype=torch.int32)
+    planes = _planes(x.shape, num_bits, torch.contiguous_format)
+    quantize_rows(x, 1.0 / scales, zero_points, num_bits, planes, instruction_set)
+    for row in range(shape[0]):
+        _assert_codes([plane[row] for plane in planes], x[row], scales[row].item(), int(zero_points[row]), num_bits)
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -1,6 +1,6 @@
 """Memory is looked at while painting, also of pipelines that do not call back."""
 
-import time
+import threading
 
 import pytest
 import torch
@@ -12,11 +12,17 @@ from halftone.qdiffbench.records import ImageRecord, records_name
 
 
 def test_a_peak_between_the_steps_is_seen(monkeypatch):
-    used = {"bytes": 5}
-    monkeypatch.setattr(memory, "memory_in_use", lambda device: used["bytes"])
+    used, seen = {"bytes": 5}, threading.Event()
+
+    def memory_in_use(device):
+        if used["bytes"] == 9:
+            seen.set()
+        return used["bytes"]
+
+    monkeypatch.setattr(memory, "memory_in_use", memory_in_use)
     with MemoryWatch(torch.device("cpu")) as watch:
         used["bytes"] = 9
-        time.sleep(0.3)
+        assert seen.wait(60)
         used["bytes"] = 6
     assert watch.peak == 9
 

@@ -6,7 +6,12 @@ from halftone.report import markdown_table, model_card
 
 ARTIFACT = {
     "artifact": "/some/where/mini-w8a8",
-    "recipe": {"name": "pcr-w8a8", "description": "Progressive | calibration."},
+    "recipe": {
+        "name": "pcr-w8a8",
+        "description": "Progressive | calibration.",
+        "weights": {"symmetric": True},
+        "activations": {"granularity": "timestep"},
+    },
     "weight_bits": 8,
     "average_activation_bits": 8.4,
     "slots": [{"timestep": t, "bits": b} for t, b in ((951.0, 8), (501.0, 8), (1.0, 10))],
@@ -66,6 +71,13 @@ def test_model_card_without_measurements():
         *("1 with 10 bits", "11.4 MB", "reference (integer)", "None yet.", "Progressive \\| calibration."),
     ):
         assert words in card, words
+
+
+def test_model_card_of_ranges_that_are_measured_at_inference():
+    recipe = {**ARTIFACT["recipe"], "activations": {"granularity": "token"}}
+    card = model_card({**ARTIFACT, "recipe": recipe})
+    assert "is measured at inference" in card and "calibrated on no kind of prompt" in card
+    assert "2 with 8 bits" not in card and "calibrated on one kind" not in card
 
 
 def test_model_card_with_measurements_and_a_base_model(large):

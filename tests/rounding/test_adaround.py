@@ -154,7 +154,7 @@ def test_cache_keeps_rows_evenly_and_gives_them_back():
     assert output[0].tolist() == [[3.0], [6.0]] and output[1] is None
 
 
-def test_memory_is_told_beforehand():
+def test_memory_of_what_is_kept():
     block = _Block()
     unit = _unit(block, **{"mid.unit.first": block.first})
     assert AdaRound().memory_bytes(unit, 100, 24) == 2400
@@ -167,6 +167,7 @@ def test_memory_is_told_beforehand():
     [
         ({"iteration": 5}, "did you mean 'iterations'"),
         ({"iterations": 0}, "adaround's iterations is 0"),
+        ({"num_samples": 10**10}, "num_samples is 10000000000; allowed is an integer from 1 to 1000000"),
         ({"batch_size": 2.5}, "adaround's batch_size is 2.5"),
         ({"learning_rate": 0.0}, "adaround's learning_rate is 0.0"),
         ({"regularization": -1}, "adaround's regularization is -1"),

@@ -129,6 +129,18 @@ def test_layers_lose_less_of_their_output(layer):
     assert outputs[0] < 0.6 * outputs[1]
 
 
+def test_single_precision_is_enough():
+    """Of inputs so correlated that their moments have no inverse without damping; other integers, as good ones."""
+    errors = [0.0, 0.0]
+    for seed in range(10):
+        weight, _, moments = _problem(16, 256, seed, rank=24)
+        scale = quantize_weight(weight, 4)[1].double()
+        for index, dtype in enumerate((torch.float64, torch.float32)):
+            found = gptq(weight.to(dtype), scale.to(dtype), moments.to(dtype), 4)
+            errors[index] += _error(weight, scale, found, moments)
+    assert errors[1] == pytest.approx(errors[0], rel=0.03)
+
+
 def test_inputs_that_are_not_finite_name_the_layer():
     with pytest.raises(NonFiniteError, match=r"mid\.layer"):
         _round(nn.Linear(4, 4), torch.full((1, 4), math.nan))
@@ -141,6 +153,7 @@ def test_inputs_that_are_not_finite_name_the_layer():
         ({"damping": 0.0}, "gptq's damping is 0.0; allowed is a number over 0"),
         ({"ordered": 2}, "gptq's ordered is 2"),
         ({"num_samples": 0}, "num_samples is 0"),
+        ({"num_samples": 10**10}, "num_samples is 10000000000; allowed is an integer from 1 to 1000000"),
         ({"block_size": 1.5}, "block_size is 1.5"),
         ({"positions_per_row": -1}, "positions_per_row is -1"),
     ],

@@ -26,7 +26,8 @@ def test_linear_by_hand():
     seen = SecondMoments(layer, "layer", 100)
     seen.see((torch.tensor([[1.0, 2.0], [3.0, 4.0]]),), {}, None)
     seen.see((torch.tensor([[[0.0, 2.0]]]),), {}, None)
-    assert torch.allclose(seen.mean(), torch.tensor([[[10.0, 14.0], [14.0, 24.0]]], dtype=torch.float64) / 3)
+    assert torch.allclose(seen.mean(), torch.tensor([[[10.0, 14.0], [14.0, 24.0]]]) / 3)
+    assert seen.mean() is seen.mean() is seen.total  # no second matrix
 
 
 @pytest.mark.parametrize("layer", CONVS, ids=str)
@@ -40,7 +41,7 @@ def test_quadratic_form_is_the_error_of_the_output(layer):
         change = layer._conv_forward(x, other, None).double() - layer._conv_forward(x, layer.weight, None).double()
         expected = change.square().sum(dim=1).mean()
         off = grouped_weight(layer, other - layer.weight).double()
-        assert float((torch.bmm(off, seen.mean()) * off).sum()) == pytest.approx(float(expected), rel=1e-5)
+        assert float((torch.bmm(off, seen.mean().double()) * off).sum()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_some_positions_stand_for_all():
@@ -54,10 +55,10 @@ def test_some_positions_stand_for_all():
     one = SecondMoments(layer, "layer", 1)
     one.see((x[:2],), {}, None)
     picked = torch.stack([x[0, 0], x[1, 1]]).double()
-    assert one.count == 2 and torch.allclose(one.mean()[0], picked.T @ picked / 2, rtol=1e-5)
+    assert one.count == 2 and torch.allclose(one.mean()[0].double(), picked.T @ picked / 2, rtol=1e-5)
 
 
-def test_memory_is_told_beforehand():
+def test_memory_of_the_sums():
     for layer in (nn.Linear(10, 3), CONVS[1]):
         seen = SecondMoments(layer, "layer", 10)
         seen.see((_random(1, 10) if isinstance(layer, nn.Linear) else _random(1, 4, 7, 6),), {}, None)

@@ -12,19 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from halftone.denoiser import output_correction
 from halftone.errors import ArtifactError, RecipeError
-from halftone.layers import quantized_layers
+from halftone.layers import OUTPUT_CORRECTION, quantized_layers
 from halftone.recipe import Recipe
 from halftone.timesteps import TimestepSlots
 
 #: 2: weights of fewer than 8 bits may be packed. 3: a digest covers the configuration itself. Older ones are still
 #: read: the stored dtype tells whether weights are packed, and a configuration without a digest is not checked by one.
-FORMAT_VERSION = 3
-_READABLE = (1, 2, 3)
+#: 4: the denoiser's output is corrected, ranges are measured at inference, convolutions are split, or weights have
+#: groups or zero points; written only where that is so, and older releases read all else.
+FORMAT_VERSION = 4
+_READABLE = (1, 2, 3, 4)
 _WITH_CONFIG_DIGEST = 3
+_WITH_SPLITS = 4
 
 CONFIG_DIGEST = "config_digest"
-_KINDS = {"layers": list, "left_out": dict, "calibration": dict, "digest": str}
+_KINDS = {"splits": dict, "layers": list, "left_out": dict, "calibration": dict, "digest": str}
 
 
 class QuantMethod(str, enum.Enum):
@@ -44,6 +48,7 @@ class HalftoneConfig:
         left_out: name -> reason of the Linear and Conv2d layers that were not quantized.
         calibration: the calibration record (settings, prompt hashes, versions, counted passes).
         digest: SHA-256 of all quantized tensors; notices a flipped bit wherever the folder is loaded from.
+        splits: name -> channels of the first half of the convolutions that are two (`halftone.layers.SplitConv2d`).
     """
 
     recipe: Recipe
@@ -52,6 +57,7 @@ class HalftoneConfig:
     left_out: Mapping[str, str]
     calibration: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
+    splits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def quant_method(self) -> QuantMethod:
@@ -59,9 +65,11 @@ class HalftoneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
+        newest = self._needs_newest()
         data = {
             "quant_method": QuantMethod.HALFTONE.value,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if newest else _WITH_CONFIG_DIGEST,
+            **({"splits": dict(self.splits)} if newest else {}),
             "recipe": self.recipe.to_dict(),
             "slots": self.slots.to_dict(),
             "layers": list(self.layers),
@@ -70,6 +78,13 @@ class HalftoneConfig:
             "digest": self.digest,
         }
         return {**data, CONFIG_DIGEST: config_digest(data)}
+
+    def _needs_newest(self) -> bool:
+        """Whether releases that read up to version 3 would not know what to do with the layers or the recipe."""
+        recipe = self.recipe
+        if not recipe.weights.is_plain:
+            return True
+        return recipe.correction.kind != "none" or recipe.calibration == "none" or recipe.split_shortcuts
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], **_: Any) -> HalftoneConfig:
@@ -92,11 +107,13 @@ class HalftoneConfig:
         expected = {"quant_method", "format_version", *(f.name for f in fields(cls))}
         if version >= _WITH_CONFIG_DIGEST:
             expected.add(CONFIG_DIGEST)
+        if version < _WITH_SPLITS:
+            expected.remove("splits")
         if set(data) != expected:
             odd = sorted(set(data) ^ expected)
             raise ArtifactError(f"The quantization_config is damaged: unexpected or missing {', '.join(odd)}.")
         for key, kind in _KINDS.items():
-            if not isinstance(data[key], kind):
+            if key in expected and not isinstance(data[key], kind):
                 raise ArtifactError(
                     f"The quantization_config is damaged: {key} is a {type(data[key]).__name__}, not a {kind.__name__}."
                 )
@@ -105,6 +122,9 @@ class HalftoneConfig:
         except RecipeError as error:
             raise ArtifactError(f"The quantization_config is damaged: {error}") from error
         slots = TimestepSlots.from_dict(data["slots"])
+        splits = data.get("splits", {})
+        if any(type(channels) is not int or channels < 1 for channels in splits.values()):
+            raise ArtifactError("The quantization_config is damaged: splits are no numbers of channels.")
         if CONFIG_DIGEST in expected and data[CONFIG_DIGEST] != config_digest(data):
             raise ArtifactError(
                 "The quantization_config is not what was saved (a changed slot, layer or recipe); copy the artifact"
@@ -117,6 +137,7 @@ class HalftoneConfig:
             left_out=dict(data["left_out"]),
             calibration=dict(data["calibration"]),
             digest=data["digest"],
+            splits=dict(splits),
         )
 
     def to_json_string(self) -> str:
@@ -133,9 +154,12 @@ def config_digest(data: Mapping[str, Any]) -> str:
 
 
 def quantized_digest(module: nn.Module) -> str:
-    """SHA-256 over the integer weights, scales and slot tables of all quantized layers, by name."""
+    """SHA-256 over the integer weights, scales and slot tables of all quantized layers, by name, and over the
+    correction of the output if there is one."""
     digest = hashlib.sha256()
-    for name, layer in sorted(quantized_layers(module)):
+    covered: list[tuple[str, nn.Module]] = sorted(quantized_layers(module), key=lambda item: item[0])
+    correction = output_correction(module)
+    for name, layer in [*covered, *([(OUTPUT_CORRECTION, correction)] if correction is not None else [])]:
         for key, tensor in sorted(layer.state_dict(keep_vars=True).items()):
             if key != "bias":
                 digest.update(f"{name}.{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())

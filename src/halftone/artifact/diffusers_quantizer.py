@@ -15,7 +15,15 @@ from halftone.artifact.packed_weights import pack_weights
 from halftone.attention import use_attention
 from halftone.denoiser import choose_slots, set_submodule
 from halftone.errors import ArtifactError
-from halftone.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from halftone.layers import (
+    OUTPUT_CORRECTION,
+    LayerForm,
+    OutputCorrection,
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    SplitConv2d,
+)
 from halftone.packing import packed_bytes, unpack_bits
 from halftone.timesteps import SlotClock
 
@@ -34,13 +42,17 @@ class HalftoneQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
-        rows = len(config.slots) if config.recipe.activations.granularity == "timestep" else 1
+        rows, form = config.recipe.table_rows(len(config.slots)), LayerForm.of(config.recipe)
         with init_empty_weights():
+            for name, channels in config.splits.items():
+                set_submodule(model, name, _split(_submodule(model, name), channels, name))
             for name in config.layers:
                 layer = _submodule(model, name)
                 kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
-                empty = kind.empty_like(layer, config.recipe.weights.num_bits, rows, name)  # type: ignore[arg-type]
+                empty = kind.empty_like(layer, config.recipe.weights.num_bits, rows, name, form)  # type: ignore[arg-type]
                 set_submodule(model, name, empty)
+        if config.recipe.correction.kind != "none":
+            model.add_module(OUTPUT_CORRECTION, OutputCorrection(len(config.slots), 0))
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Refuses a file that lacks a tensor: diffusers would warn and go on with random numbers."""
@@ -55,7 +67,8 @@ class HalftoneQuantizer(DiffusersQuantizer):
         self, model: nn.Module, param_value: Any, param_name: str, state_dict: dict[str, Any], **kwargs: Any
     ) -> bool:
         owner, _, leaf = param_name.rpartition(".")
-        return leaf != "bias" and isinstance(model.get_submodule(owner), QuantizedLayer)
+        module = model.get_submodule(owner)
+        return isinstance(module, OutputCorrection) or (leaf != "bias" and isinstance(module, QuantizedLayer))
 
     def create_quantized_param(
         self,
@@ -73,8 +86,11 @@ class HalftoneQuantizer(DiffusersQuantizer):
         """
         owner, leaf = param_name.rpartition(".")[::2]
         layer = model.get_submodule(owner)
-        assert isinstance(layer, QuantizedLayer)  # `check_if_quantized_param` let no other pass
         stored = state_dict[param_name].to(target_device)
+        if isinstance(layer, OutputCorrection):
+            _fill(layer, leaf, stored, param_name)
+            return
+        assert isinstance(layer, QuantizedLayer)  # `check_if_quantized_param` let no other pass
         empty = layer.get_parameter(leaf) if leaf == "weight" else layer.get_buffer(leaf)
         if leaf == "weight" and _is_packed(stored, empty, layer.weight_num_bits):
             stored = unpack_bits(stored, layer.weight_num_bits, empty.shape)
@@ -124,6 +140,22 @@ def _is_packed(stored: torch.Tensor, empty: torch.Tensor, num_bits: int) -> bool
     if stored.dtype != torch.uint8 or num_bits >= 8:
         return False
     return tuple(stored.shape) == (packed_bytes(empty.numel(), num_bits),)
+
+
+def _fill(correction: OutputCorrection, leaf: str, stored: torch.Tensor, param_name: str) -> None:
+    """Takes a stored table; how many channels it has, the digest vouches for."""
+    if stored.dtype != torch.float32 or stored.ndim != 2 or len(stored) != correction.num_slots:
+        raise ArtifactError(
+            f"{param_name} is stored as {stored.dtype} {tuple(stored.shape)} instead of torch.float32 with"
+            f" {correction.num_slots} rows; the file is damaged."
+        )
+    correction.register_buffer(leaf, stored)
+
+
+def _split(layer: nn.Module, channels: int, name: str) -> SplitConv2d:
+    if not isinstance(layer, nn.Conv2d) or channels >= layer.in_channels:
+        raise ArtifactError(f"The artifact splits {name} at {channels} channels, which it does not have.")
+    return SplitConv2d.of(layer, channels)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

@@ -15,11 +15,17 @@ from halftone.attention import attention_words
 from halftone.errors import ArtifactError, InputError
 from halftone.files import parse_json
 from halftone.kernels import kernel_report, select
+from halftone.layers import LayerForm
+from halftone.recipe import Recipe
 
 _FLOAT32_BYTES = 4
 _UINT8 = "U8"  # safetensors' name of the dtype of packed weights; nothing else in a denoiser has it
 _OF_THE_RECORD = {"prompts", "num_inference_steps", "scheduler", "denoiser_passes_per_prompt", "versions"}
-_TABLES = ("weight_scale", "input_scale", "input_zero_point", "input_num_bits")
+_TABLES = (
+    *("weight_scale", "weight_zero_point"),
+    *("input_scale", "input_zero_point", "input_num_bits"),
+    *("output_gain", "output_bias"),
+)
 
 
 def inspect_artifact(path: str | Path) -> dict[str, Any]:
@@ -28,10 +34,12 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
     Returns:
         ``artifact``, ``recipe`` (as a mapping), ``weight_bits``, ``weights_packed`` (whether the file holds them as a
         stream of bits), ``average_activation_bits`` (over the denoiser calls of the calibrated trajectory), ``slots``
-        (timestep and bits of each), ``layers`` (names), ``left_out`` (name -> reason), ``sizes`` (bytes;
-        ``denoiser_ratio`` is to float32), ``calibration`` (the record), ``kernels`` (what would run here),
-        ``files_checked`` (False for a folder without halftone.json, as a pipeline's own ``save_pretrained`` writes
-        it: there is nothing to compare the files with).
+        (timestep and bits of each), ``layers`` (names), ``left_out`` (name -> reason), ``splits`` (name -> channels
+        of the first half, of convolutions whose halves are layers of their own), ``sizes`` (bytes;
+        ``denoiser_ratio`` is to float32), ``correction`` (of the denoiser's output: the recipe's, and ``fitted``, the
+        smallest and the largest gain and bias; None without), ``calibration`` (the record), ``kernels`` (what would run
+        here), ``files_checked`` (False for a folder without halftone.json, as a pipeline's own ``save_pretrained``
+        writes it: there is nothing to compare the files with).
 
     Raises:
         InputError: there is no such folder.
@@ -69,11 +77,23 @@ def inspect_artifact(path: str | Path) -> dict[str, Any]:
         ],
         "layers": list(config.layers),
         "left_out": dict(config.left_out),
+        "splits": dict(config.splits),
         "sizes": _sizes(folder, component, config),
+        "correction": _correction(config),
         "calibration": dict(config.calibration),
-        "kernels": _kernels(sorted(set(slots.num_bits))),
+        "kernels": _kernels(sorted(set(slots.num_bits)), _features(config.recipe)),
         "files_checked": has_manifest,
     }
+
+
+def _features(recipe: Recipe) -> frozenset[str]:
+    return LayerForm.of(recipe).features(recipe.weights.num_bits)
+
+
+def _correction(config: HalftoneConfig) -> dict[str, Any] | None:
+    if config.recipe.correction.kind == "none":
+        return None
+    return {**config.recipe.to_dict()["correction"], "fitted": dict(config.calibration.get("correction", {}))}
 
 
 def quantized_component(folder: Path) -> tuple[str, HalftoneConfig]:
@@ -145,11 +165,11 @@ def _stored(folder: Path) -> Iterator[_Stored]:
             raise ArtifactError(f"{path} is damaged ({error}); copy the artifact again.") from error
 
 
-def _kernels(widths: list[int]) -> dict[str, str]:
+def _kernels(widths: list[int], features: frozenset[str]) -> dict[str, str]:
     """What would run layers and attention on this machine's CPU, and why nothing faster would."""
     for operation in ("linear", "conv2d"):
         for bits in widths:
-            select(operation, "cpu", bits)
+            select(operation, "cpu", bits, features)
     words = {}
     for key, choice in kernel_report().items():
         passed_over = choice["passed_over"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from diffusers import DiffusionPipeline
 from halftone.artifact.config import HalftoneConfig
 from halftone.artifact.inspection import quantized_component
 from halftone.artifact.manifest import MANIFEST, check_files
-from halftone.attention import Attention, use_attention
+from halftone.attention import Attention, kept_words, use_attention
 from halftone.denoiser import find_denoiser
 from halftone.errors import ArtifactError
+from halftone.kernels import check_device
 from halftone.sources import open_pipeline, resolve_folder
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
@@ -33,16 +35,20 @@ def load(
         dtype: of everything that is not quantized; that of the calibration if not given.
         device: where to put the pipeline.
         attention: "float" has torch compute it; "bfloat16" and "int8" take the native kernel, which is faster and
-            rounds queries and keys to that; "auto" takes it where torch rounds as much: for bfloat16 on a CPU.
+            rounds queries and keys to that (a warning tells of modules that keep diffusers' own); "auto" takes it where
+            torch rounds as much: for bfloat16 on a CPU.
 
     Raises:
         ArtifactError: a file is missing, truncated or changed; the format is newer; it is not an artifact.
-        InputError: there is no such folder, it is no pipeline, or this machine cannot run the attention asked for.
+        InputError: there is no such folder, it is no pipeline, or the attention asked for cannot run: on this machine,
+            in this dtype, or for this denoiser.
 
     Example:
         >>> pipeline = halftone.load("./my-sd-w8a8")  # doctest: +SKIP
         >>> image = pipeline("a lighthouse at dusk", num_inference_steps=20).images[0]  # doctest: +SKIP
     """
+    if device is not None:
+        check_device(str(device).partition(":")[0])
     folder = resolve_folder(path)
     if (folder / MANIFEST).exists():
         check_files(folder)
@@ -52,7 +58,9 @@ def load(
             f"{path} is a pipeline but not quantized by Halftone; quantize it with `halftone quantize`,"
             f" or load it with {DiffusionPipeline.__name__}.from_pretrained."
         )
-    use_attention(find_denoiser(pipeline).module, attention)
+    kept = use_attention(find_denoiser(pipeline).module, attention)
+    if words := kept_words(attention, kept):
+        warnings.warn(words, stacklevel=2)
     return pipeline
 
 

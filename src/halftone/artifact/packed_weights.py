@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from halftone.artifact.config import HalftoneConfig
+from halftone.errors import InputError
 from halftone.packing import pack_bits
 
 __all__ = ["pack_weights", "packed_state_dict"]
+
+_WRAPPED = "base_layer"  # PEFT's name of the layer that an adapter wraps
 
 
 def pack_weights(state_dict: Mapping[str, Tensor], config: HalftoneConfig) -> dict[str, Tensor]:
     """A denoiser's state dict with the weights of quantized layers as streams of bits, if they have fewer than 8.
 
     What is packed already stays as it is.
+
+    Raises:
+        InputError: adapters wrap some layers, under whose names no folder of a pipeline can be loaded again.
     """
+    _check_unwrapped(state_dict)
     packed = dict(state_dict)
     num_bits = config.recipe.weights.num_bits
     if num_bits < 8:
@@ -30,6 +37,16 @@ def pack_weights(state_dict: Mapping[str, Tensor], config: HalftoneConfig) -> di
             if packed[key].dtype == torch.int8:
                 packed[key] = pack_bits(packed[key], num_bits)
     return packed
+
+
+def _check_unwrapped(state_dict: Mapping[str, Tensor]) -> None:
+    wrapped = [name for name, _, rest in (key.partition(f".{_WRAPPED}.") for key in state_dict) if rest]
+    if wrapped:
+        raise InputError(
+            f"The denoiser has adapters (LoRA), of {wrapped[0]} for one, which an artifact cannot hold; save them by"
+            " themselves with the pipeline's save_lora_weights, take them out with its unload_lora_weights, and save it"
+            " then."
+        )
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from halftone.artifact.manifest import MANIFEST, MANIFEST_VERSION, check_files
 from halftone.artifact.packed_weights import packed_state_dict
 from halftone.denoiser import find_denoiser
 from halftone.errors import ArtifactError, InputError
-from halftone.files import file_sha256, output_folder, reason_of, sync_tree, write_atomically
+from halftone.files import (
+    file_sha256,
+    output_errors,
+    output_folder,
+    reason_of,
+    sync_folder,
+    sync_tree,
+    write_atomically,
+)
 from halftone.locks import only_writer
 
 _ORIGINS = {"_name_or_path", "name_or_path"}
@@ -42,10 +50,15 @@ def save(pipeline: Any, path: str | Path, record: Mapping[str, Any]) -> Path:
     with only_writer(target) as locked:
         if locked:  # or what is there may be another's work
             _remove_stale_parts(target)
-        return _save(pipeline, target, record)
+        _save(pipeline, target, record)
+        with output_errors(f"The folder {target.parent}"):
+            sync_folder(
+                target.parent
+            )  # whoever removes the finished steps now may not do it before the artifact is there
+        return target
 
 
-def _save(pipeline: Any, target: Path, record: Mapping[str, Any]) -> Path:
+def _save(pipeline: Any, target: Path, record: Mapping[str, Any]) -> None:
     if not (target / MANIFEST).is_file():
         check_free(target)
     # a name of its own, for file systems on which nobody can be locked out
@@ -62,7 +75,7 @@ def _save(pipeline: Any, target: Path, record: Mapping[str, Any]) -> Path:
         }
         write_atomically(part / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         if _same(part, target):
-            return target
+            return
         check_free(target)
         sync_tree(part)
         if target.exists():
@@ -76,7 +89,6 @@ def _save(pipeline: Any, target: Path, record: Mapping[str, Any]) -> Path:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return target
 
 
 def check_free(target: Path) -> None:

@@ -6,6 +6,8 @@ from halftone.attention.processor import (
     NativeAttnProcessor,
     attention_of,
     attention_words,
+    kept_words,
+    running_attention,
     use_attention,
 )
 
@@ -15,5 +17,7 @@ __all__ = [
     "NativeAttnProcessor",
     "attention_of",
     "attention_words",
+    "kept_words",
+    "running_attention",
     "use_attention",
 ]

@@ -73,7 +73,8 @@ class ConstantInput:
     def _of(self, layer: QuantizedLinear) -> dict[_Key, Tensor]:
         """Results of a layer with the weights that it has now."""
         cache = self._results.setdefault(layer, DerivedCache())
-        sources = [layer.weight, layer.weight_scale] + ([] if layer.bias is None else [layer.bias])
+        held = (layer.weight, layer.weight_scale, layer.weight_zero_point, layer.bias)
+        sources = [tensor for tensor in held if tensor is not None]
         return cache.get("results", sources, dict)
 
     def _forget(self) -> None:

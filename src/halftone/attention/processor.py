@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -20,15 +21,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halftone.attention.constant_input import ConstantInput
+from halftone.denoiser import place_of
 from halftone.errors import InputError, suggest
 from halftone.kernels.registry import ENVIRONMENT_VARIABLE
 from halftone.native import attention as native
 
-__all__ = ["ATTENTIONS", "Attention", "NativeAttnProcessor", "attention_of", "attention_words", "use_attention"]
+__all__ = [
+    "ATTENTIONS",
+    "Attention",
+    "NativeAttnProcessor",
+    "attention_of",
+    "attention_words",
+    "kept_words",
+    "running_attention",
+    "use_attention",
+]
 
 #: "float": torch computes it. "bfloat16", "int8": the kernel, Q and K rounded to that. "auto": see the module's head.
 Attention = Literal["auto", "float", "bfloat16", "int8"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+_NAMED = ("bfloat16", "int8")
+_REFERENCE = "reference"
 _logger = logging.getLogger("halftone.attention")
 
 
@@ -75,9 +88,24 @@ class NativeAttnProcessor(AttnProcessor2_0):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """``[batch, heads, tokens, head_dim]`` on the kernel, or in torch if that is wanted or the kernel cannot."""
         precision = _precision(self.attention, query.dtype)
+        if self.attention in _NAMED:  # asked by name it is not silently something else: the model was cast since
+            _check_type(self.attention, query.device.type, query.dtype)
         if precision is None or _not_here() is not None or native.reason_against(query, key, value) is not None:
             return functional.scaled_dot_product_attention(query, key, value)
         return native.attention(query, key, value, precision)
+
+
+def _make_known(kind: type) -> None:
+    """Lets diffusers' `set_default_attn_processor` replace a processor of ours: it looks at a tuple, which modules that
+    are imported already hold under the same name."""
+    known: tuple[type, ...] = attention_processor.CROSS_ATTENTION_PROCESSORS
+    for name, module in list(sys.modules.items()):
+        holds = getattr(module, "__dict__", {})
+        if name.startswith("diffusers.") and holds.get("CROSS_ATTENTION_PROCESSORS") is known:
+            holds["CROSS_ATTENTION_PROCESSORS"] = (*known, kind)
+
+
+_make_known(NativeAttnProcessor)
 
 
 def use_attention(module: nn.Module, attention: str) -> dict[str, str]:
@@ -91,31 +119,50 @@ def use_attention(module: nn.Module, attention: str) -> dict[str, str]:
         Name -> reason of the attention modules that keep their own processor.
 
     Raises:
-        InputError: there is no such attention, or this machine cannot run what is asked for by name.
+        InputError: there is no such attention; or what is asked for by name cannot run: on this machine, in the
+            module's dtype or on its device, or because all its attention modules keep their own. The module is then
+            left as it was.
     """
     if attention not in ATTENTIONS:
         raise InputError(f"attention is {attention!r}; {suggest(attention, ATTENTIONS)}")
-    reason = _not_here()
-    if attention in ("bfloat16", "int8") and reason is not None:
-        raise InputError(f"This machine cannot run attention in {attention}: {reason}; 'auto' takes what there is.")
-    kept: dict[str, str] = {}
+    named = attention in _NAMED
+    reasons = {name: _reason_against(attn, named) for name, attn in _attention_modules(module)}
+    kept = {name: why for name, why in reasons.items() if why is not None}
+    if named:
+        _check_named(attention, module, reasons)
     processor = NativeAttnProcessor(attention)
     for name, attn in _attention_modules(module):
-        why = _reason_to_keep(attn) or _foreign_processor(attn)
-        if why is None:
+        if name not in kept:
             attn.set_processor(processor)
-        else:
-            kept[name] = why
     _logger.info("attention: %s%s", attention, "".join(f"; {name} keeps its own: {why}" for name, why in kept.items()))
     return kept
 
 
+def kept_words(attention: str, kept: Mapping[str, str]) -> str:
+    """What `use_attention` returned, as a sentence; empty if nothing keeps its own or nothing was asked for by name."""
+    if attention not in _NAMED or not kept:
+        return ""
+    name, why = next(iter(kept.items()))
+    return f"Attention runs in {attention} but for {len(kept)} modules, the first of them {name}: {why}."
+
+
 def attention_of(module: nn.Module) -> Attention | None:
     """What `use_attention` set; None if no attention of the module is Halftone's."""
-    for _, attn in _attention_modules(module):
-        if isinstance(attn.processor, NativeAttnProcessor):
-            return attn.processor.attention
-    return None
+    found = [attn.processor.attention for attn in _ours(module)]
+    return next((attention for attention in found if attention in _NAMED), found[0] if found else None)
+
+
+def running_attention(module: nn.Module) -> str:
+    """What a denoiser's attention runs on, as it is now: "diffusers" if none is Halftone's, "torch", "native bfloat16"
+    or "native int8". Modules that keep their own processor are not told."""
+    chosen = attention_of(module)
+    if chosen is None:
+        return "diffusers"
+    device, dtype = place_of(module)
+    precision = _precision(chosen, dtype)
+    if precision is None or _not_here() is not None or native.reason_against_type(device, dtype) is not None:
+        return "torch"
+    return f"native {precision}"
 
 
 def attention_words() -> str:
@@ -126,10 +173,43 @@ def attention_words() -> str:
 
 def _not_here() -> str | None:
     """Why the kernel is not to run on this machine, whatever the tensors; None if it may."""
-    forced = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if forced not in ("", "native"):
-        return f"{ENVIRONMENT_VARIABLE}={forced}"
+    if os.environ.get(ENVIRONMENT_VARIABLE) == _REFERENCE:  # other names are of the layers' products alone
+        return f"{ENVIRONMENT_VARIABLE}={_REFERENCE}"
     return native.unavailable()
+
+
+def _check_named(attention: str, module: nn.Module, reasons: Mapping[str, str | None]) -> None:
+    """Refuses an attention that was asked for by name and would run nowhere.
+
+    Args:
+        reasons: attention modules -> why each keeps its own processor, or None.
+    """
+    reason = _not_here()
+    if reason is not None:
+        raise InputError(f"This machine cannot run attention in {attention}: {reason}; 'auto' takes what there is.")
+    if not reasons:
+        raise InputError(f"{type(module).__name__} has no attention that could run in {attention}; take 'auto'.")
+    if None not in reasons.values():
+        name, why = next(iter(reasons.items()))
+        raise InputError(
+            f"No attention of {type(module).__name__} can run in {attention}: all {len(reasons)} modules keep their own"
+            f" processor, {name} because {why}; take 'auto'."
+        )
+    _check_type(attention, *place_of(module))
+
+
+def _check_type(attention: str, device_type: str, dtype: torch.dtype) -> None:
+    reason = native.reason_against_type(device_type, dtype)
+    if reason is not None:
+        raise InputError(
+            f"The kernel that runs attention in {attention} is not for this pipeline: {reason}; take 'auto', or float32"
+            " or bfloat16 on a CPU."
+        )
+
+
+def _ours(module: nn.Module) -> Iterator[Any]:
+    """Attention modules that have Halftone's processor."""
+    return (attn for _, attn in _attention_modules(module) if isinstance(attn.processor, NativeAttnProcessor))
 
 
 def _precision(attention: Attention, dtype: torch.dtype) -> native.Precision | None:
@@ -143,6 +223,16 @@ def _attention_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, child in module.named_modules():
         if isinstance(child, attention_processor.Attention):
             yield name, child
+
+
+def _reason_against(attn: Any, named: bool) -> str | None:
+    """Why a module keeps its own processor; None if it takes ours.
+
+    Args:
+        named: whether the kernel is asked for by name; otherwise ours may as well call torch.
+    """
+    why = _reason_to_keep(attn) or _foreign_processor(attn)
+    return why or (native.reason_against_width(attn.inner_dim // attn.heads) if named else None)
 
 
 def _foreign_processor(attn: Any) -> str | None:

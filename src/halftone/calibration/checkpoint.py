@@ -93,6 +93,10 @@ class Checkpoint:
         with output_errors(f"The finished step {self._path(call)}"):
             write_atomically(self._path(call), save(stamped))
 
+    def count(self) -> int:
+        """Finished pieces of this kind in the folder, taken by their names."""
+        return 0 if self.folder is None else len([*self.folder.glob(f"{self._kind}-*.safetensors")])
+
     def discard(self) -> None:
         """Removes what was stored, and the folder if nothing else is in it; called when the artifact is written.
 

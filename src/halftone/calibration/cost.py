@@ -24,6 +24,7 @@ from halftone.calibration.settings import CalibrationSettings
 from halftone.calibration.trace import Trace
 from halftone.kernels import LayerWeights, select
 from halftone.microbatch import batch_size
+from halftone.quantities import memory_text, time_text
 
 _SECONDS_PER_OPERATION = 2e-5
 _PROBE = 768  # side of the timed products
@@ -37,20 +38,26 @@ class CostEstimate:
         passes: of a prompt through the denoiser, all prompts together.
         seconds: wall time, None if the denoiser cannot be traced; right within a factor of about two.
         memory_bytes: the pipeline's weights, one micro-batch's working set and the latents of all prompts.
+        passes_done: those that an interrupted run has left on disk; ``seconds`` are of the others.
+        pass_seconds: of one pass of all prompts in floating point, over all calls; None if not known.
     """
 
     passes: int
     seconds: float | None
     memory_bytes: int
+    passes_done: int = 0
+    pass_seconds: float | None = None
 
     def sentence(self) -> str:
         """One line for the person who waits."""
-        memory = f"{self.memory_bytes / 1e9:.1f} GB" if self.memory_bytes > 1e9 else f"{self.memory_bytes / 1e6:.0f} MB"
+        memory = memory_text(self.memory_bytes)
+        if not self.passes:
+            return f"No pass through the denoiser: ranges are measured at inference; {memory} of memory."
+        done = f", {self.passes_done} of them done" if self.passes_done else ""
+        opening = f"{self.passes} passes through the denoiser{done}"
         if self.seconds is None:
-            return f"{self.passes} passes through the denoiser; at least {memory} of memory."
-        minutes = self.seconds / 60
-        span = f"{minutes:.0f} min" if minutes >= 2 else f"{self.seconds:.0f} s"
-        return f"{self.passes} passes through the denoiser: about {span} and {memory} of memory."
+            return f"{opening}; at least {memory} of memory."
+        return f"{opening}: about {time_text(self.seconds)} and {memory} of memory."
 
 
 def estimate_cost(
@@ -59,26 +66,35 @@ def estimate_cost(
     settings: CalibrationSettings,
     trace: Trace,
     passes_per_call: int,
+    kept_bytes: int = 0,
+    passes_done: int = 0,
 ) -> CostEstimate:
     """Time and memory of a calibration on this machine.
 
     Args:
         module: the denoiser, still in floating point.
         trace: its calls.
-        passes_per_call: 2 in lockstep (observe, then run quantized), 1 where only the float model is observed.
+        passes_per_call: 2 in lockstep (observe, then run quantized), 1 where only the float model is observed, 0 where
+            nothing is; what is more than 2 runs in floating point.
+        kept_bytes: what else is kept until the end.
+        passes_done: of each prompt, by an interrupted run.
     """
     prompts, calls = len(settings.prompts), len(trace.timesteps)
     rows = min(settings.batch_size, prompts) * max(1, trace.rows)
     weights = sum(_bytes(part) for part in pipeline.components.values() if isinstance(part, nn.Module))
-    kept = prompts * _argument_bytes(trace)
+    if not passes_per_call:
+        return CostEstimate(0, 0.0, weights)
+    kept = prompts * _argument_bytes(trace) + kept_bytes
     traced = _run_on_fakes(module, trace, rows)
-    passes = prompts * calls * passes_per_call
+    passes, passes_done = prompts * calls * passes_per_call, prompts * passes_done
     if traced is None:
-        return CostEstimate(passes, None, weights + kept)
+        return CostEstimate(passes, None, weights + kept, passes_done)
     micro_batches = -(-prompts // settings.batch_size) * calls
-    rates = _rates(next(module.parameters()).device)[:passes_per_call]
-    per_micro_batch = sum(traced.flops / rate + traced.operations * _SECONDS_PER_OPERATION for rate in rates)
-    return CostEstimate(passes, micro_batches * per_micro_batch, weights + kept + traced.peak_bytes)
+    in_float, in_integers = _rates(next(module.parameters()).device)
+    rates = [in_float] if passes_per_call == 1 else [in_float] * (passes_per_call - 1) + [in_integers]
+    seconds = [micro_batches * (traced.flops / rate + traced.operations * _SECONDS_PER_OPERATION) for rate in rates]
+    left = sum(seconds) * (1 - passes_done / passes)
+    return CostEstimate(passes, left, weights + kept + traced.peak_bytes, passes_done, seconds[0])
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,7 @@ def _run_on_fakes(module: nn.Module, trace: Trace, rows: int) -> _Traced | None:
     watch, flops = _LiveBytes(), FlopCounterMode(display=False)
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            fake = tree_map(_faker(total, rows), (trace.args, dict(trace.kwargs)))
+            fake = tree_map(faker(total, rows), (trace.args, dict(trace.kwargs)))
             with flops, watch:
                 type(module).forward(module, *fake[0], **fake[1])
     except Exception:  # whatever a model does that needs data: the estimate is a courtesy, not a condition
@@ -135,7 +151,9 @@ def _run_on_fakes(module: nn.Module, trace: Trace, rows: int) -> _Traced | None:
     return _Traced(flops.get_total_flops(), watch.operations, watch.peak)
 
 
-def _faker(total: int, rows: int) -> Callable[[Any], Any]:
+def faker(total: int, rows: int) -> Callable[[Any], Any]:
+    """Makes tensors like those of a call with ``total`` rows, for ``rows`` rows; in a `FakeTensorMode` without data."""
+
     def fake(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value

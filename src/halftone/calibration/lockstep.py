@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import NormalDist
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from halftone.calibration.checkpoint import Checkpoint, digest
 from halftone.calibration.observation import Observers, load_tensors, observing, to_tensors
+from halftone.calibration.stages import CallDone
 from halftone.calibration.trace import Trace, first_tensor
 from halftone.denoiser import Denoiser, as_output, timestep_of
 from halftone.errors import CalibrationError, InputError, NonFiniteError
@@ -25,6 +26,7 @@ from halftone.recipe import Recipe
 from halftone.timesteps import SlotClock
 
 Ranges = tuple[tuple[float, float], ...]
+EVEN_STEPS = 25
 
 
 class Lockstep(ABC):
@@ -46,7 +48,7 @@ class Lockstep(ABC):
         clock: SlotClock,
         rows: int,
         checkpoint: Checkpoint,
-        progress: Callable[[int, int], None],
+        progress: CallDone,
     ):
         self.module = denoiser.module
         self.forward = denoiser.module.forward
@@ -65,10 +67,11 @@ class Lockstep(ABC):
         slot = self.clock.set_timestep(timestep_of(self.module, args, kwargs))
         key = input_key(args, kwargs)
         stored = self.checkpoint.load(call, key)
+        replayed = stored is not None
         if stored is None:
             label = f"step {call + 1} of {len(self.trace.timesteps)} (timestep {self.clock.slots.timesteps[slot]:g})"
             before = self._rows_passed
-            output = _tensor(self.run_call(slot, label, args, kwargs))
+            output = prediction_of(self.run_call(slot, label, args, kwargs))
             _check_finite(output, label)
             passed = (self._rows_passed - before) / batch_size(args, kwargs)
             stored_passed = torch.tensor(passed, dtype=torch.float64)
@@ -81,8 +84,12 @@ class Lockstep(ABC):
         self._leave(self.row_of(slot))
         self.passes_per_prompt += passed
         self.calls += 1
-        self.progress(self.calls, len(self.trace.timesteps))
+        self.progress(self.calls, len(self.trace.timesteps), replayed)
         return as_output(output, kwargs)
+
+    def watching(self, scheduler: Any) -> AbstractContextManager[None]:
+        """A context for the pipeline's run, for locksteps that have to know what its scheduler does."""
+        return nullcontext()
 
     @abstractmethod
     def run_call(self, slot: int, label: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -195,7 +202,10 @@ class FullPrecisionLockstep(Lockstep):
     """Observe the full-precision model on its own trajectory (the baselines' calibration data)."""
 
     def run_call(self, slot: int, label: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if self.recipe.observed_steps == "all":
+        drawn = self.recipe.observed_steps
+        if drawn == "even" and self.calls not in even_draw(len(self.trace.timesteps)):
+            return self._walk(args, kwargs)
+        if drawn != "normal":
             with observing(self.layers, self._observers_of(slot), label):
                 return self._walk(args, kwargs)
         output, total = self._walk(args, kwargs), batch_size(args, kwargs)
@@ -208,6 +218,13 @@ class FullPrecisionLockstep(Lockstep):
 
     def row_of(self, slot: int) -> int:
         return slot if self.recipe.activations.granularity == "timestep" else 0
+
+
+def even_draw(calls: int) -> tuple[int, ...]:
+    """Which calls are observed, with all prompts, as Q-Diffusion (Li et al. 2023, arXiv 2302.04304) draws its
+    calibration data: `EVEN_STEPS` of them at even distances, beginning with the first; all if there are no more."""
+    steps = min(calls, EVEN_STEPS)
+    return tuple(step * calls // steps for step in range(steps))
 
 
 def normal_draw(prompts: int, calls: int) -> tuple[tuple[int, ...], ...]:
@@ -245,6 +262,6 @@ def _check_finite(output: Tensor, label: str) -> None:
         raise NonFiniteError(f"The output of the denoiser has {count} NaN or infinite elements in {label}.")
 
 
-def _tensor(output: Any) -> Tensor:
+def prediction_of(output: Any) -> Tensor:
     """The prediction in a denoiser's output (tuple or ModelOutput)."""
     return output if isinstance(output, Tensor) else output[0]

@@ -89,7 +89,8 @@ class CalibrationResult:
         timesteps: timestep of every denoiser call of the pipeline, in order.
         denoiser_passes_per_prompt: how often each prompt went through the denoiser, counted while it happened; without
             what the rounding of the weights took.
-        ranges: observed (lo, hi) of every layer's input by slot, before any relaxation: layer -> [(lo, hi), …].
+        ranges: observed (lo, hi) of every layer's input by slot, before any relaxation: layer -> [(lo, hi), …]; empty
+            if ranges are measured at inference.
         seconds: wall time of this process, without what an earlier, interrupted one had done.
         resumed_calls: denoiser calls replayed from disk.
     """

@@ -50,12 +50,7 @@ def trace_calls(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings
         timesteps.append(float(torch.as_tensor(timestep).flatten()[0]))
         if not calls:
             calls.append((args, kwargs))
-        sample = first_tensor(args, kwargs)
-        channels = getattr(denoiser.module, "config", {}).get("out_channels")
-        shape = list(sample.shape)
-        if sample.ndim >= 4 and channels:
-            shape[1] = channels
-        return as_output(torch.zeros(shape, dtype=sample.dtype, device=sample.device), kwargs)
+        return as_output(zero_output(denoiser.module, args, kwargs), kwargs)
 
     with replaced_forward(denoiser.module, answer_zeros):
         try:
@@ -69,6 +64,16 @@ def trace_calls(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings
         raise InputError(f"{type(pipeline).__name__} never called its {denoiser.name}; there is nothing to calibrate.")
     args, kwargs = calls[0]
     return Trace(tuple(timesteps), batch_size(args, kwargs), args, kwargs)
+
+
+def zero_output(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """Zeros of the shape, dtype and device of what the denoiser would predict."""
+    sample = first_tensor(args, kwargs)
+    channels = getattr(module, "config", {}).get("out_channels")
+    shape = list(sample.shape)
+    if sample.ndim >= 4 and channels:
+        shape[1] = channels
+    return torch.zeros(shape, dtype=sample.dtype, device=sample.device)
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:

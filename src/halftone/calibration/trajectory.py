@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,18 @@ import torch
 from torch.utils._pytree import tree_map
 
 from halftone.calibration.checkpoint import Checkpoint
+from halftone.calibration.correction_plan import FullPrecisionPath
 from halftone.calibration.lockstep import Lockstep, input_key
 from halftone.calibration.run import run_pipeline
 from halftone.calibration.settings import CalibrationSettings
+from halftone.calibration.stages import CallDone
 from halftone.calibration.trace import Trace
 from halftone.denoiser import Denoiser
 from halftone.microbatch import batch_size, pick_arguments
 from halftone.recipe import Recipe
 from halftone.timesteps import SlotClock
 
-__all__ = ["Samples", "sample_trajectory"]
+__all__ = ["Samples", "follow_full_precision", "sample_trajectory"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -53,7 +56,7 @@ def sample_trajectory(
     clock: SlotClock,
     num_samples: int,
     checkpoint: Checkpoint,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: CallDone = lambda done, total, replayed: None,
 ) -> Samples:
     """Runs the full-precision pipeline once and keeps the calls of `num_samples` (prompt, step) pairs.
 
@@ -78,8 +81,32 @@ def sample_trajectory(
     )
 
 
+def follow_full_precision(
+    pipeline: Any,
+    denoiser: Denoiser,
+    recipe: Recipe,
+    settings: CalibrationSettings,
+    trace: Trace,
+    clock: SlotClock,
+    checkpoint: Checkpoint,
+    path: FullPrecisionPath,
+    progress: CallDone = lambda done, total, replayed: None,
+) -> None:
+    """Runs the full-precision pipeline once and notes its latents in ``path``, with the passes that it took.
+
+    Raises:
+        NonFiniteError: the denoiser's output is not finite; says at which step.
+    """
+    started = time.perf_counter()
+    with path.recording(pipeline.scheduler):
+        run = sample_trajectory(pipeline, denoiser, recipe, settings, trace, clock, 0, checkpoint, progress)
+    path.passes_per_prompt, path.resumed_calls = run.passes_per_prompt, run.resumed_calls
+    path.seconds = time.perf_counter() - started
+
+
 def spread(num_samples: int, calls: int, prompts: int) -> tuple[tuple[int, ...], ...]:
     """Which prompts are kept at which call: samples evenly over the calls, prompts in turn, none twice at a call."""
+    num_samples = min(num_samples, calls * prompts)  # there are no more
     chosen = []
     for call in range(calls):
         first, last = num_samples * call // calls, num_samples * (call + 1) // calls

@@ -8,25 +8,24 @@ of layers and blocks are large and are made again from them, for as many units a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from halftone.calibration.checkpoint import Checkpoint
-from halftone.calibration.run import Integers, check_weights, evaluating
+from halftone.calibration.run import Integers, check_weights, evaluating, grid_of
 from halftone.calibration.settings import CalibrationSettings
+from halftone.calibration.stages import INPUTS, ROUNDING, TRAJECTORY, Advance, Stages
 from halftone.calibration.trace import Trace
 from halftone.calibration.trajectory import Samples, sample_trajectory
+from halftone.calibration.walks import Walks, measure_units, watching_units
 from halftone.denoiser import Denoiser, find_blocks
-from halftone.errors import CalibrationError
 from halftone.microbatch import batch_size, micro_batches
 from halftone.recipe import Recipe
-from halftone.rounding import Collector, RoundingRule, Unit, weight_scale
+from halftone.rounding import Collector, RoundingRule, Unit
 from halftone.timesteps import SlotClock
 
 __all__ = ["RoundedWeights", "count_units", "round_weights"]
@@ -37,8 +36,8 @@ class RoundedWeights:
     """What rounding gave.
 
     Attributes:
-        integers: layer -> (int8 weights, float32 scale ``[out]``); without an entry where rounding to nearest is left
-            to the conversion of the layers.
+        integers: layer -> (int8 weights, float32 scales, zero points if any); without an entry where rounding to
+            nearest is left to the conversion of the layers.
         passes_per_prompt: passes of each prompt through the denoiser: its trajectory, and what was walked again.
         resumed_units: layers and blocks that an earlier, interrupted run had rounded.
         resumed_calls: denoiser calls of the trajectory replayed from disk.
@@ -87,13 +86,13 @@ def round_weights(
     trace: Trace,
     clock: SlotClock,
     checkpoint: Checkpoint,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    stages: Stages | None = None,
 ) -> RoundedWeights:
     """Rounds the weights of layers as the recipe says; changes nothing in the pipeline.
 
     Args:
         names: of the layers to quantize.
-        progress: called with (finished calls and units, all of them).
+        stages: is told of calls of the trajectory, calls whose inputs were looked at, and units.
 
     Raises:
         NonFiniteError: a weight, an output of the denoiser, or a number within the rounding is NaN or infinite; names
@@ -105,8 +104,7 @@ def round_weights(
     if not rule.num_samples:
         return RoundedWeights()
     units = find_units(denoiser.module, names, rule.blocks)
-    calls = len(trace.timesteps)
-    all_steps = calls + len(units)
+    stages = stages or Stages()
     samples = sample_trajectory(
         pipeline,
         denoiser,
@@ -116,14 +114,13 @@ def round_weights(
         clock,
         rule.num_samples,
         checkpoint,
-        lambda done, _: progress(done, all_steps),
+        stages.calls(TRAJECTORY),
     )
     rows = settings.batch_size * max(1, trace.rows)
     with evaluating(denoiser.module), torch.no_grad():
-        work = _Rounding(denoiser.module, units, rule, recipe, settings, samples, rows)
-        for number, rounded in enumerate(work.run(checkpoint.part("rounded"))):
+        work = _Rounding(denoiser.module, units, rule, recipe, settings, samples, rows, stages)
+        for rounded in work.run(checkpoint.part("rounded")):
             work.integers.update(rounded)
-            progress(calls + number + 1, all_steps)
     return RoundedWeights(
         integers=work.integers,
         passes_per_prompt=samples.passes_per_prompt + work.rows_walked / (trace.rows * len(settings.prompts)),
@@ -140,6 +137,7 @@ class _Rounding:
         integers: of all layers rounded so far.
         rows_walked: rows that went through the denoiser for it, in a run that nothing interrupts.
         resumed: units that were found on disk.
+        sizes, walks: of the units, and how they are grouped.
     """
 
     def __init__(
@@ -151,13 +149,19 @@ class _Rounding:
         settings: CalibrationSettings,
         samples: Samples,
         rows: int,
+        stages: Stages,
     ):
         self.module, self.units, self.rule, self.scheme, self.samples = module, units, rule, recipe.weights, samples
-        self.budget, self.seed, self.rows = settings.memory_budget, settings.seed, rows
+        self.seed, self.rows, self.stages = settings.seed, rows, stages
         self.integers: dict[str, Integers] = {}
         self.rows_walked = 0
         self.resumed = 0
-        self._bytes_per_row = self._measure()
+        args, kwargs = next(micro_batches(*samples.calls[0], rows))
+        self.rows_walked += batch_size(args, kwargs)
+        self.sizes = measure_units(module, units, rule, args, kwargs)
+        self.walks = Walks(units, self.sizes, rule, samples.rows, settings.memory_budget)
+        self._left = sum(size.cost.operations for size in self.sizes.values())
+        self._calls_walked = 0
 
     def run(self, finished: Checkpoint) -> Iterator[dict[str, Integers]]:
         """Integers of each unit, in order; each is on disk before the next begins.
@@ -165,7 +169,7 @@ class _Rounding:
         Which units share a walk depends on all of them and not on what is finished, and so does the count of passes:
         an interrupted run ends in the bytes of an undisturbed one.
         """
-        for group in self._groups():
+        for group in self.walks.groups:
             self.rows_walked += self.samples.rows
             stored = {number: finished.load(number, self._key(number)) for number in group}
             seen = self._collect([self.units[number] for number, tensors in stored.items() if tensors is None])
@@ -176,98 +180,61 @@ class _Rounding:
                 else:
                     self.resumed += 1
                     rounded = _from_tensors(tensors, self.units[number])
+                self._tell_rounded(number, replayed=tensors is not None)
                 yield rounded
+
+    def _tell_rounded(self, number: int, replayed: bool) -> None:
+        work = self.sizes[self.units[number].name].cost.operations
+        self._left = max(0.0, self._left - work)
+        self.stages.tell(Advance(ROUNDING, number + 1, len(self.units), work, self._left, replayed))
+
+    def _tell_walked(self, calls: int, replayed: bool) -> None:
+        self._calls_walked += calls
+        total = len(self.samples.calls) * len(self.walks.groups)
+        left = total - self._calls_walked
+        self.stages.tell(Advance(INPUTS, self._calls_walked, total, calls, left, replayed))
 
     def _key(self, number: int) -> str:
         return f"{self.samples.digest}:{self.units[number].name}"
 
     def _round(self, number: int, seen: Collector) -> dict[str, Integers]:
         unit, num_bits = self.units[number], self.scheme.num_bits
-        scales = {name: weight_scale(layer.weight, num_bits, self.scheme.scale) for name, layer in unit.layers.items()}
+        grids = {name: grid_of(layer.weight, self.scheme) for name, layer in unit.layers.items()}
+        scales = {name: grid.scale if self.scheme.is_plain else grid for name, grid in grids.items()}
         generator = torch.Generator().manual_seed(self.seed + number)
         integers = self.rule.round(unit, scales, num_bits, seen, generator)
-        return {name: (value, scales[name]) for name, value in integers.items()}
-
-    def _groups(self) -> list[list[int]]:
-        """Numbers of the units in order, split where what their collectors need together would pass the budget."""
-        groups: list[list[int]] = []
-        used = 0
-        for number, unit in enumerate(self.units):
-            need = self.rule.memory_bytes(unit, self._bytes_per_row[unit.name], self._kept_rows(unit))
-            if not groups or used + need > self.budget:
-                groups.append([])
-                used = 0
-            groups[-1].append(number)
-            used += need
-        return groups
-
-    def _kept_rows(self, unit: Unit) -> int:
-        """Rows of a unit's calls that fit in the budget, at least one."""
-        return max(1, min(self.samples.rows, self.budget // max(1, self._bytes_per_row[unit.name])))
-
-    def _measure(self) -> dict[str, int]:
-        """Bytes a row of the tensors in each unit's call and output, from the first micro-batch.
-
-        Raises:
-            CalibrationError: a unit is never called.
-        """
-        sizes: dict[str, int] = {}
-
-        def measure(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            size = sum(leaf.nbytes for leaf in tree_leaves((args, dict(kwargs), output)) if isinstance(leaf, Tensor))
-            sizes[name] = -(-size // max(1, batch_size(args, kwargs)))
-
-        args, kwargs = next(micro_batches(*self.samples.calls[0], self.rows))
-        with _watching(self.units, measure):
-            self.module(*args, **kwargs)
-        self.rows_walked += batch_size(args, kwargs)
-        silent = next((unit.name for unit in self.units if unit.name not in sizes), None)
-        if silent is not None:
-            raise CalibrationError(f"{silent} is never called by the pipeline; add it to the recipe's exclude list.")
-        return sizes
+        return {name: (value, *grids[name].tensors) for name, value in integers.items()}
 
     def _collect(self, units: Sequence[Unit]) -> dict[str, Collector]:
         """Walks all samples through the denoiser and shows each unit's calls to its collector."""
         if not units:
+            self._tell_walked(len(self.samples.calls), replayed=True)
             return {}
         rows = self.samples.rows
-        collectors = {unit.name: self.rule.collector(unit, rows, self._kept_rows(unit)) for unit in units}
-        with _watching(units, lambda name, args, kwargs, output: collectors[name].see(args, kwargs, output)):
+        collectors = {unit.name: self.rule.collector(unit, rows, self.walks.kept_rows(unit)) for unit in units}
+        with watching_units(units, lambda name, args, kwargs, output: collectors[name].see(args, kwargs, output)):
             for call in self.samples.calls:
                 for args, kwargs in micro_batches(*call, self.rows):
                     self.module(*args, **kwargs)
+                self._tell_walked(1, replayed=False)
         return collectors
 
 
-@contextmanager
-def _watching(
-    units: Sequence[Unit], see: Callable[[str, tuple[Any, ...], Mapping[str, Any], Any], None]
-) -> Iterator[None]:
-    """Within the context ``see`` gets name, arguments and output of every call of a unit."""
-
-    def hook(name: str) -> Callable[..., None]:
-        return lambda _, args, kwargs, output: see(name, args, kwargs, output)
-
-    with ExitStack() as stack:
-        for unit in units:
-            stack.callback(unit.module.register_forward_hook(hook(unit.name), with_kwargs=True).remove)
-        yield
+_PARTS = ("integers", "scale", "zero_point")
 
 
 def _to_tensors(rounded: Mapping[str, Integers]) -> dict[str, Tensor]:
-    """A unit's integers and scales in one flat mapping, for the checkpoint."""
-    tensors = {}
-    for name, (integers, scale) in rounded.items():
-        tensors[f"{name}|integers"], tensors[f"{name}|scale"] = integers, scale
-    return tensors
+    """A unit's integers, scales and zero points in one flat mapping, for the checkpoint."""
+    return {
+        f"{name}|{part}": tensor
+        for name, tensors in rounded.items()
+        for part, tensor in zip(_PARTS, tensors, strict=False)
+    }
 
 
 def _from_tensors(tensors: Mapping[str, Tensor], unit: Unit) -> dict[str, Integers]:
     """Undoes `_to_tensors`, on the devices of the layers."""
     return {
-        name: (
-            tensors[f"{name}|integers"].to(layer.weight.device),
-            tensors[f"{name}|scale"].to(layer.weight.device),
-        )
+        name: tuple(tensors[f"{name}|{part}"].to(layer.weight.device) for part in _PARTS if f"{name}|{part}" in tensors)
         for name, layer in unit.layers.items()
     }

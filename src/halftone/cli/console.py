@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -11,15 +12,21 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halftone.cli import interruption
+from halftone.quantities import time_text
+
+if TYPE_CHECKING:
+    from halftone.calibration.stages import Advance
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 2.0
+_FOUND_ON_DISK = 20  # times faster than the slowest is what was not computed, where nothing else tells
 
 Progress = Callable[[int, int], None]
+Line = Callable[[int, int, float | None], None]  # of (done, total, seconds left)
 
 
 def run_guarded(command: Callable[[], Any], *, debug: bool) -> int:
@@ -106,11 +113,68 @@ def emit(data: Mapping[str, Any]) -> None:
 def progress(what: str) -> Iterator[Progress]:
     """A bar with remaining time on stderr; yields a function of (done, total). Where stderr is no terminal, a
     line at every tenth. Also with --json, since stdout is the result's alone: 2>/dev/null silences it."""
-    if sys.stderr.isatty():
-        with _bar(what) as advance:
-            yield _interruptible(advance)
-    else:
-        yield _interruptible(_tenths(what))
+    with _display() as show:
+        line, clock, before = show(what), Clock(_FOUND_ON_DISK), 0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal before
+            clock.note(done - before)
+            before = done
+            line(done, total, clock.left(total - done))
+
+        yield _interruptible(advance)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[Advance], None]]:
+    """The same for a calibration: a bar, or lines, for each of its stages; yields what `halftone.quantize` is to call
+    after every piece."""
+    with _display() as show:
+        lines: dict[str, Line] = {}
+        clocks: dict[str, Clock] = {}
+        now = time.monotonic()
+
+        def follow(advance: Advance) -> None:
+            nonlocal now
+            interruption.check()
+            before, now = now, time.monotonic()
+            clock = clocks.setdefault(advance.stage, Clock())
+            if not advance.replayed:
+                clock.add(now - before, advance.work)
+            line = lines.get(advance.stage) or lines.setdefault(advance.stage, show(advance.stage))
+            line(advance.done, advance.total, clock.left(advance.left))
+
+        yield follow
+
+
+class Clock:
+    """Remaining time, from that of the pieces so far.
+
+    Args:
+        slack: pieces that were so many times faster than the slowest do not count: they were found on disk.
+    """
+
+    def __init__(self, slack: float = math.inf) -> None:
+        self._slack = slack
+        self._began = time.monotonic()
+        self._pieces: list[tuple[float, float]] = []
+
+    def note(self, work: float) -> None:
+        """A piece has just been done; it began when the piece before it was done."""
+        now = time.monotonic()
+        self.add(now - self._began, work)
+        self._began = now
+
+    def add(self, seconds: float, work: float) -> None:
+        """A piece took so long."""
+        if work > 0:
+            self._pieces.append((seconds, work))
+
+    def left(self, work: float) -> float | None:
+        """Seconds for so much more work; None if not known."""
+        slowest = max((seconds / work for seconds, work in self._pieces), default=0.0)
+        done = [(seconds, work) for seconds, work in self._pieces if seconds / work >= slowest / self._slack]
+        return sum(seconds for seconds, _ in done) / sum(work for _, work in done) * work if done else None
 
 
 def _interruptible(advance: Progress) -> Progress:
@@ -124,42 +188,70 @@ def _interruptible(advance: Progress) -> Progress:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Progress]:
+def _display() -> Iterator[Callable[[str], Line]]:
+    """Yields what makes a bar, or lines where stderr is no terminal, with a title."""
+    if sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _tenths
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str], Line]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        """Remaining time; rich's own looks back for 30 s only, which is less than a step may take."""
+
+        def render(self, task: Task) -> Text:
+            end = task.fields["end"]
+            return Text("" if end is None else f"about {time_text(max(0.0, end - time.monotonic()))} left")
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        Left(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+        def show(what: str) -> Line:
+            task = bars.add_task(what, total=None, end=None)
+
+            def line(done: int, total: int, left: float | None) -> None:
+                end = None if left is None or done == total else time.monotonic() + left
+                bars.update(task, completed=done, total=total, end=end)
+
+            return line
+
+        yield show
 
 
-def _tenths(what: str) -> Progress:
-    shown, started, last = -1, time.monotonic(), float("-inf")
+def _tenths(what: str) -> Line:
+    shown, last, untold = -1, float("-inf"), True
 
-    def advance(done: int, total: int) -> None:
-        nonlocal shown, last
+    def line(done: int, total: int, left: float | None) -> None:
+        nonlocal shown, last, untold
         tenth, now = 10 * done // max(1, total), time.monotonic()
-        if tenth > shown and (now - last >= _SECONDS_BETWEEN_LINES or done == total):
-            shown, last = tenth, now
-            left = f", about {(now - started) / done * (total - done):.0f} s left" if 0 < done < total else ""
-            say(f"{what}: {done} of {total}{left}")
+        due = now - last >= _SECONDS_BETWEEN_LINES or done == total
+        if due and (tenth > shown or (untold and left is not None)):
+            shown, last, untold = tenth, now, untold and left is None
+            rest = f", about {time_text(left)} left" if left is not None and 0 < done < total else ""
+            say(f"{what}: {done} of {total}{rest}")
 
-    return advance
+    return line
 
 
 def quiet_libraries() -> None:

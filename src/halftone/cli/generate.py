@@ -49,7 +49,7 @@ def generate(
             texts,
             out,
             settings,
-            source=f"{source} ({dtype}, {device})",
+            source=source,
             source_sha256=content_sha256(source),
             progress=advance,
             warn=warnings.append,

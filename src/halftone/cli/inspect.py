@@ -27,19 +27,27 @@ def inspect(
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
+    from halftone.artifact.description import (
+        activation_words,
+        calibration_words,
+        correction_words,
+        layer_words,
+        weight_words,
+    )
+
     calibration, sizes = facts["calibration"], facts["sizes"]
     rounding = facts["recipe"]["weights"]["rounding"]
     packed = "; packed" if facts["weights_packed"] else ""
     lines = [
         f"artifact     {facts['artifact']}",
         f"recipe       {facts['recipe']['name']}: {facts['recipe']['description']}".rstrip(": "),
-        f"weights      {facts['weight_bits']} bits, a scale for each output channel, rounding {rounding}{packed}",
-        f"activations  {facts['average_activation_bits']:.4g} bits on average over {len(facts['slots'])} slots",
-        f"layers       {len(facts['layers'])} quantized, {len(facts['left_out'])} left in floating point",
+        f"weights      {weight_words(facts)}, rounding {rounding}{packed}",
+        f"activations  {activation_words(facts)}",
+        f"layers       {layer_words(facts)}",
+        *([f"output       corrected: {correction_words(facts)}"] if facts["correction"] else []),
         f"denoiser     {sizes['denoiser_bytes'] / 1e6:.2f} MB, {sizes['denoiser_ratio']:.3f} of float32",
         f"whole        {sizes['total_bytes'] / 1e6:.2f} MB",
-        f"calibrated   {calibration['prompts']} prompts, {calibration['num_inference_steps']} steps of "
-        f"{calibration['scheduler']}, {calibration['denoiser_passes_per_prompt']:g} denoiser passes a prompt",
+        f"calibrated   {calibration_words(facts)}",
         f"with         {', '.join(f'{name} {version}' for name, version in calibration['versions'].items())}",
         *([] if facts["files_checked"] else ["files        not checked: the folder has no halftone.json"]),
         "",

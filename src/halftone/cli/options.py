@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halftone.cli.console import say
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,7 +38,7 @@ DtypeOrRecorded = Annotated[
         " calibration, else float32.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps …")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda …; not mps, which has no float64.")]
 Attention = Annotated[
     str | None,
     typer.Option("--attention", help="float, bfloat16, int8 or auto: what attention rounds to on a CPU."),
@@ -76,16 +78,18 @@ def parse_device(name: str) -> torch.device:
     """The torch device of that name, if this machine has it.
 
     Raises:
-        InputError: it is no device, or not here.
+        InputError: it is no device, not here, or one that Halftone does not run on.
     """
     import torch
 
     from halftone.errors import InputError
+    from halftone.kernels import check_device
 
     if name == "cuda":  # under torchrun or accelerate launch every process has an accelerator of its own
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
+        check_device(device.type)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = " ".join(str(error).split())[:200]
@@ -98,7 +102,7 @@ def parse_device(name: str) -> torch.device:
 def open_source(source: str, dtype: str, device: str, scheduler: str | None, attention: str | None = None) -> Any:
     """The pipeline of a source, set up as the options say; an artifact's files are checked first."""
     from halftone.artifact.manifest import MANIFEST, check_files
-    from halftone.attention import use_attention
+    from halftone.attention import kept_words, use_attention
     from halftone.denoiser import find_denoiser
     from halftone.schedulers import use_scheduler
     from halftone.sources import open_pipeline, resolve_folder
@@ -110,7 +114,9 @@ def open_source(source: str, dtype: str, device: str, scheduler: str | None, att
     if scheduler is not None:
         use_scheduler(pipeline, scheduler)
     if attention is not None:
-        use_attention(find_denoiser(pipeline).module, attention)
+        kept = use_attention(find_denoiser(pipeline).module, attention)
+        if words := kept_words(attention, kept):
+            say(f"Note: {words}")
     return pipeline
 
 

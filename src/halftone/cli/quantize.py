@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halftone.cli import options
-from halftone.cli.console import emit, progress, quiet_libraries, say, show_kernels
+from halftone.cli.console import emit, quiet_libraries, say, show_kernels, stages
 
 if TYPE_CHECKING:
     from halftone.quantization import QuantizationResult
@@ -32,7 +32,7 @@ def quantize(
     ] = 4,
     memory_budget: Annotated[
         int,
-        typer.Option("--memory-budget", min=1, help="MB that gptq and adaround keep of the layers' inputs at a time."),
+        typer.Option("--memory-budget", min=1, help="MB that gptq and adaround may take beside the model."),
     ] = 2048,
     height: options.Height = None,
     width: options.Width = None,
@@ -78,8 +78,8 @@ def quantize(
         made = find_made(target, pipeline, chosen, texts, **arguments) if may_be_made else None
         if made is None:
             check_target(target, checkpoint_folder(target))
-            with progress("calibrating") as advance:
-                arguments |= {"checkpoint_folder": checkpoint_folder(target), "progress": advance, "announce": say}
+            with stages() as follow:
+                arguments |= {"checkpoint_folder": checkpoint_folder(target), "follow": follow, "announce": say}
                 result = run(pipeline, chosen, texts, **arguments)
             result.save(target)
         else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halftone.kernels.registry import Scale, ZeroPoint
 from halftone.numerics import low_plane_bits
 
 __all__ = [
@@ -41,13 +42,14 @@ def plan_chunks(weight: Tensor) -> tuple[tuple[int, int], ...]:
     """Cuts of the reduction that keep float32 sums exact.
 
     Args:
-        weight: int8 ``[out, k]``.
+        weight: int8 or int16 ``[out, k]``, at most 255 in magnitude.
 
     Returns:
         Consecutive ``(start, stop)`` that cover 0 to k, each with 128 * sum(|w|) <= 2^24 in every row.
     """
     length = weight.shape[1]
-    if length * 128 * _CENTRE <= _EXACT or weight.shape[0] == 0:
+    largest = 128 if weight.dtype == torch.int8 else 255
+    if length * largest * _CENTRE <= _EXACT or weight.shape[0] == 0:
         return ((0, length),)
     limit = _EXACT // _CENTRE
     running = weight.to(torch.int32).abs().cumsum(dim=1, dtype=torch.int32)
@@ -65,32 +67,38 @@ class ExactProduct:
     """An exact product with fixed weights.
 
     Attributes:
-        weight: int8 ``[groups, out / groups, k]``.
+        weight: int8 or int16 ``[groups, out / groups, k]``.
         row_sum: float64 ``[out]``, sums of the weights of each output channel.
         chunks: see `plan_chunks`.
+        start: where in the whole reduction these weights begin, if they are a part of it.
     """
 
     weight: Tensor
     row_sum: Tensor
     chunks: tuple[tuple[int, int], ...]
+    start: int = 0
 
     @classmethod
-    def of(cls, weight: Tensor, groups: int = 1) -> ExactProduct:
-        """Plans the product with an int8 weight ``[out, ...]``."""
+    def of(cls, weight: Tensor, groups: int = 1, start: int = 0) -> ExactProduct:
+        """Plans the product with a weight ``[out, ...]``, int8 or int16."""
         flat = weight.detach().flatten(1)
         row_sum = flat.sum(dim=1, dtype=torch.int64).to(torch.float64)
-        return cls(flat.view(groups, flat.shape[0] // groups, flat.shape[1]), row_sum, plan_chunks(flat))
+        by_group = flat.reshape(groups, flat.shape[0] // groups, flat.shape[1])
+        return cls(by_group, row_sum, plan_chunks(flat), start)
 
     def float_weights(self) -> FloatChunks:
         """The chunks in float32, converted once a call and not kept."""
-        return [(start, stop, self.weight[:, :, start:stop].to(torch.float32)) for start, stop in self.chunks]
+        return [
+            (self.start + start, self.start + stop, self.weight[:, :, start:stop].to(torch.float32))
+            for start, stop in self.chunks
+        ]
 
-    def offset(self, zero_point: int, num_bits: int, dtype: torch.dtype) -> Tensor:
+    def offset(self, zero_point: ZeroPoint, num_bits: int, dtype: torch.dtype) -> Tensor:
         """``[out]``: what turns a sum over centred codes into one over ``codes - zero_point``.
 
-        Exact in float32 too where `accumulate` returns float32.
+        Of zero points ``[rows, 1]`` it is ``[rows, out]``. Exact in float32 too where `accumulate` returns float32.
         """
-        return (self.row_sum * float(centre_of(num_bits) - zero_point)).to(dtype)
+        return (self.row_sum * (centre_of(num_bits) - zero_point)).to(dtype)
 
 
 def accumulate(weights: FloatChunks, planes: Planes, multiply: Callable[[Tensor, Tensor, int, int], Tensor]) -> Tensor:
@@ -131,7 +139,7 @@ def centred_planes(codes: Tensor, num_bits: int) -> Planes:
     return [(2**shift, high.sub_(_CENTRE)), (1, low)]
 
 
-def float_codes(x: Tensor, scale: float, zero_point: int, num_bits: int) -> Tensor:
+def float_codes(x: Tensor, scale: Scale, zero_point: ZeroPoint, num_bits: int) -> Tensor:
     """`halftone.numerics.quantize`, but the codes stay float32 (exact); a NaN stays NaN."""
     codes = x.to(torch.float32) * (1.0 / scale)
     return codes.round_().add_(zero_point).clamp_(0, 2**num_bits - 1)

@@ -12,11 +12,16 @@ two products with the same weights, the second added to the first by oneDNN in f
 would be one call, but the planes' zero points differ, and joining them would take more passes over the output.) The low
 plane is cut as narrow as can be: its share of a sum is below one step of the high plane.
 
+Rows of a linear layer that have scales and zero points of their own are multiplied in steps of 1 from one zero point c
+for all of them; what is then added for a row, ``(c - zero_point) * sum(w)``, counts as one more plane in the bound.
+
 Integer sums depend on no order: an output has the same bits at any number of threads. A NaN in the input need not show
 in the output (the reference shows it).
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -24,9 +29,20 @@ from torch.nn import functional
 
 from halftone import native
 from halftone.kernels import reference
-from halftone.kernels.onednn_codes import Codes, Plane, encode_channels_last, encode_rows
+from halftone.kernels.images import image_by_image
+from halftone.kernels.onednn_codes import Codes, Plane, encode_channels_last, encode_each_row, encode_rows
 from halftone.kernels.onednn_product import Convolution, MatrixProduct, unavailable
-from halftone.kernels.registry import ConvGeometry, LayerWeights, PreparedKernel, register_kernel
+from halftone.kernels.registry import (
+    ROW_SCALES,
+    WEIGHT_GROUPS,
+    WIDE_WEIGHTS,
+    ConvGeometry,
+    LayerWeights,
+    PreparedKernel,
+    Scale,
+    ZeroPoint,
+    register_kernel,
+)
 from halftone.kernels.residence import release
 
 __all__ = ["prepare_conv2d", "prepare_linear"]
@@ -51,19 +67,62 @@ class _OnednnLinear:
     """`PreparedKernel` of a linear layer."""
 
     def __init__(self, weights: LayerWeights) -> None:
+        self.weights = weights
         self.product = MatrixProduct(weights.weight, weights)
         self.features = len(weights.weight)
         release(weights.weight)
 
-    def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
+    def __call__(self, x: Tensor, input_scale: Scale, input_zero_point: ZeroPoint, num_bits: int) -> Tensor:
         *rows, _ = x.shape
         if x.numel() == 0:
             return x.new_empty(*rows, self.features)
+        if isinstance(input_scale, Tensor):
+            return self._row_by_row(x, input_scale, input_zero_point, num_bits).view(*rows, self.features)
+        assert isinstance(input_zero_point, int)  # zero points of rows come with their scales
         y = self.product(encode_rows(x, input_scale, input_zero_point, num_bits), x.dtype)
         return y if len(rows) == 1 else y.view(*rows, self.features)
 
+    def _row_by_row(self, x: Tensor, input_scale: Tensor, input_zero_point: ZeroPoint, num_bits: int) -> Tensor:
+        """Each row with its own parameters, to ``[rows, out]``.
 
-@register_kernel("linear", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable, accelerators=_ACCELERATORS)
+        oneDNN multiplies in steps of 1 from one zero point; what the rows differ in comes after.
+        """
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if isinstance(input_zero_point, Tensor):
+            zero_points, common = input_zero_point, 2 ** (num_bits - 1)
+        else:
+            zero_points, common = torch.full(rows.shape[:1], input_zero_point, dtype=torch.int32), input_zero_point
+        codes = encode_each_row(rows, input_scale, zero_points, num_bits, common)
+        y = self.product(codes, torch.float32, with_bias=False)
+        if isinstance(input_zero_point, Tensor):
+            y.addr_((common - zero_points).to(torch.float32), self._scaled_sums)
+        step, bias = input_scale.view(-1, 1), self.product.bias
+        y = y.mul_(step) if bias is None else torch.addcmul(bias, y, step)
+        return y.to(x.dtype)
+
+    @functools.cached_property
+    def _scaled_sums(self) -> Tensor:
+        """Float32 ``[out]``: what an output channel gains for each step by which the zero point of a row is lower."""
+        return self.weights.weight.sum(dim=1, dtype=torch.int32).to(torch.float32) * self.product.scale
+
+
+_FEATURES = {
+    ROW_SCALES: None,
+    WEIGHT_GROUPS: "oneDNN has one scale for all weights of an output channel",
+    WIDE_WEIGHTS: "oneDNN's weights are 8-bit integers",
+}
+_register = functools.partial(
+    register_kernel,
+    name="onednn",
+    device_types=("cpu",),
+    priority=_PRIORITY,
+    available=unavailable,
+    accelerators=_ACCELERATORS,
+    features=_FEATURES,
+)
+
+
+@_register("linear")
 def prepare_linear(weights: LayerWeights) -> PreparedKernel:
     """``y = x @ w.T + b`` with a quantized ``x``; see the module's head."""
     return _OnednnLinear(weights) if _fits_int32(weights) else reference.prepare_linear(weights)
@@ -86,9 +145,11 @@ class _OnednnConv2d:
         self.features, _, *self.kernel_size = weights.weight.shape
         self._product: MatrixProduct | Convolution | None = None
 
-    def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
+    def __call__(self, x: Tensor, input_scale: Scale, input_zero_point: ZeroPoint, num_bits: int) -> Tensor:
         if x.dim() == 3:
             return self(x.unsqueeze(0), input_scale, input_zero_point, num_bits).squeeze(0)
+        if isinstance(input_scale, Tensor) or isinstance(input_zero_point, Tensor):
+            return image_by_image(self, x, input_scale, input_zero_point, num_bits)
         height, width = self._output_size(x.shape[2], x.shape[3])
         if x.numel() == 0 or height < 1 or width < 1:
             return x.new_empty(x.shape[0], self.features, height, width)
@@ -170,7 +231,7 @@ class _OnednnConv2d:
         )
 
 
-@register_kernel("conv2d", "onednn", ("cpu",), priority=_PRIORITY, available=unavailable, accelerators=_ACCELERATORS)
+@_register("conv2d")
 def prepare_conv2d(weights: LayerWeights) -> PreparedKernel:
     """A 2-D convolution with a quantized input; see the module's head."""
     return _OnednnConv2d(weights) if _fits_int32(weights) else reference.prepare_conv2d(weights)

@@ -19,10 +19,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from halftone.errors import InputError
 from halftone.native import quantize as native
 from halftone.numerics import low_plane_bits
 
-__all__ = ["Codes", "Plane", "channels_last_strides", "encode", "encode_channels_last", "encode_rows"]
+__all__ = [
+    "Codes",
+    "Plane",
+    "channels_last_strides",
+    "encode",
+    "encode_channels_last",
+    "encode_each_row",
+    "encode_rows",
+]
 
 #: As float32: 0x4B400000, so the low 16 bits of ``magic + code`` are those of the code.
 _MAGIC = 1.5 * 2**23
@@ -80,6 +89,37 @@ def encode_rows(x: Tensor, scale: float, zero_point: int, num_bits: int) -> Code
     planes = [torch.empty(shape, dtype=torch.uint8) for _ in range(2 if num_bits > 8 else 1)]
     native.quantize(x, 1.0 / scale, zero_point, num_bits, planes)
     return _described(planes, scale, zero_point, num_bits)
+
+
+def encode_each_row(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int, common: int) -> Codes:
+    """Codes of rows that have a scale and a zero point each.
+
+    Args:
+        x: ``[rows, k]``.
+        scale: float32 ``[rows]``.
+        zero_point: int32 ``[rows]``.
+        num_bits: 2 to 16.
+        common: the zero point that the planes are to state, since the product knows one for all rows.
+
+    Returns:
+        Contiguous planes in steps of 1: ``sum(scale * (codes - zero_point))`` is the codes less ``common``.
+
+    Raises:
+        InputError: there are not as many scales and zero points as rows.
+    """
+    if not len(x) == len(scale) == len(zero_point):  # the library would read beside them
+        raise InputError(f"{len(x)} rows have {len(scale)} scales and {len(zero_point)} zero points")
+    planes = [torch.empty(x.shape, dtype=torch.uint8) for _ in range(2 if num_bits > 8 else 1)]
+    if native.is_supported(x):
+        native.quantize_rows(x.contiguous(), 1.0 / scale, zero_point.contiguous(), num_bits, planes)
+    else:
+        step = max(1, _BLOCK // max(1, x.shape[1]))
+        columns = (x, 1.0 / scale[:, None], zero_point[:, None], *planes)
+        for values, factor, zero, *parts in zip(*(column.split(step) for column in columns), strict=True):
+            # Rounded by itself: with an odd zero point adding the magic number would send ties the other way.
+            codes = (values.to(torch.float32) * factor).round_().add_(zero)
+            _write(codes, parts, 1.0, 0, 2**num_bits - 1, low_plane_bits(num_bits))
+    return _described(planes, 1.0, common, num_bits)
 
 
 def encode_channels_last(x: Tensor, scale: float, zero_point: int, num_bits: int) -> Codes:

@@ -48,12 +48,13 @@ class MatrixProduct(_Product):
         self._multiply = torch.ops.onednn.qlinear_pointwise.default
         self._multiply_add = torch.ops.onednn.qlinear_pointwise.binary
 
-    def __call__(self, codes: Codes, dtype: torch.dtype) -> Tensor:
+    def __call__(self, codes: Codes, dtype: torch.dtype, with_bias: bool = True) -> Tensor:
         """Planes ``[rows, k]``, at least one row, to ``[rows, out]`` in ``dtype``."""
+        bias = self.bias if with_bias else None
         written = self.written_dtype(dtype, codes)
         (plane, zero_point, scale), *others = codes
         # fmt: off
-        y: Tensor = self._multiply(plane, scale, zero_point, self.packed, self.scale, self.zeros, self.bias,
+        y: Tensor = self._multiply(plane, scale, zero_point, self.packed, self.scale, self.zeros, bias,
                                    1.0, 0, written, "none", [], "")
         for plane, zero_point, scale in others:
             y = self._multiply_add(plane, scale, zero_point, self.packed, self.scale, self.zeros, y, None,

@@ -14,16 +14,30 @@ from torch.nn import functional
 
 from halftone.kernels.exact_product import (
     ExactProduct,
-    FloatChunks,
     Planes,
     accumulate,
     centre_of,
     centred_planes,
     float_codes,
 )
-from halftone.kernels.registry import ConvGeometry, LayerWeights, PreparedKernel, register_kernel
+from halftone.kernels.images import image_by_image
+from halftone.kernels.registry import (
+    ROW_SCALES,
+    WEIGHT_GROUPS,
+    WIDE_WEIGHTS,
+    ConvGeometry,
+    LayerWeights,
+    PreparedKernel,
+    Scale,
+    ZeroPoint,
+    register_kernel,
+)
+from halftone.kernels.scaled_product import ScaledProduct
 
-__all__ = ["conv2d", "int_accumulate_conv2d", "prepare_conv2d"]
+__all__ = ["FEATURES", "conv2d", "int_accumulate_conv2d", "prepare_conv2d"]
+
+#: The reference can do everything.
+FEATURES = {ROW_SCALES: None, WEIGHT_GROUPS: None, WIDE_WEIGHTS: None}
 
 #: Elements of one unfolded tile at most (8 MiB), but never fewer output pixels than the other limit.
 _TILE_ELEMENTS = 2**21
@@ -35,24 +49,24 @@ class _ReferenceConv2d:
 
     def __init__(self, weights: LayerWeights) -> None:
         self.geometry = weights.geometry or ConvGeometry()
-        self.product = ExactProduct.of(weights.weight, self.geometry.groups)
-        self.kernel_size = (weights.weight.shape[2], weights.weight.shape[3])
-        self.scale = weights.scale.view(-1, 1)
+        self.product = ScaledProduct(weights, self.geometry.groups, _as_rows)
+        self.features, _, *self.kernel_size = weights.weight.shape
         bias = weights.bias
         self.bias = None if bias is None else bias.detach().to(torch.float32).view(-1, 1)
 
-    def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
+    def __call__(self, x: Tensor, input_scale: Scale, input_zero_point: ZeroPoint, num_bits: int) -> Tensor:
         if x.dim() == 3:
             return self(x.unsqueeze(0), input_scale, input_zero_point, num_bits).squeeze(0)
+        if isinstance(input_scale, Tensor) or isinstance(input_zero_point, Tensor):
+            return image_by_image(self, x, input_scale, input_zero_point, num_bits)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             codes = float_codes(x, input_scale, input_zero_point, num_bits)
-            scale = self.scale * input_scale
             result: Tensor | None = None
-            for images, rows, total in self.tiles(codes, input_zero_point, num_bits):
+            opened = self.product.open()
+            for images, rows, columns in self.tiles(codes, input_zero_point, num_bits):
                 if result is None:
                     result = self.empty_output(x, x.dtype)
-                offset = self.product.offset(input_zero_point, num_bits, total.dtype)
-                y = total.add_(offset.view(-1, 1)).to(torch.float32).mul_(scale)
+                y = self.product(opened, columns, _multiply, input_scale, input_zero_point, num_bits)
                 if self.bias is not None:
                     y.add_(self.bias)
                 self.store(result, images, rows, y)
@@ -62,7 +76,7 @@ class _ReferenceConv2d:
         """Uninitialized output ``[n, out, h', w']`` for an input ``[n, in, h, w]``."""
         left, right, top, bottom = self.geometry.padding
         size = self._output_size(x.shape[2] + top + bottom, x.shape[3] + left + right)
-        return torch.empty(x.shape[0], self.scale.shape[0], *size, dtype=dtype, device=x.device)
+        return torch.empty(x.shape[0], self.features, *size, dtype=dtype, device=x.device)
 
     @staticmethod
     def store(result: Tensor, images: slice, rows: slice, tile: Tensor) -> None:
@@ -70,8 +84,8 @@ class _ReferenceConv2d:
         place = result[images, :, rows].transpose(0, 1)
         place.copy_(tile.view(place.shape))
 
-    def tiles(self, codes: Tensor, zero_point: int, num_bits: int) -> Iterator[tuple[slice, slice, Tensor]]:
-        """``sum((codes - centre) * w)``, tile by tile; may write into ``codes``.
+    def tiles(self, codes: Tensor, zero_point: int, num_bits: int) -> Iterator[tuple[slice, slice, Planes]]:
+        """The codes as a matrix product takes them, tile by tile; may write into ``codes``.
 
         Args:
             codes: float32 ``[n, in, h, w]``.
@@ -79,12 +93,12 @@ class _ReferenceConv2d:
             num_bits: 2 to 16.
 
         Yields:
-            Images, output rows and exact totals ``[out, images * rows * w']`` (float32 or float64).
+            Images, output rows, and their planes unfolded: ``[groups, k, images * rows * w']``.
         """
         if any(self.geometry.padding):
             codes = functional.pad(codes, self.geometry.padding, value=float(zero_point))
         height, width = self._output_size(codes.shape[2], codes.shape[3])
-        weights, planes = self.product.float_weights(), centred_planes(codes.contiguous(), num_bits)
+        planes = centred_planes(codes.contiguous(), num_bits)
         reduction = codes.shape[1] * self.kernel_size[0] * self.kernel_size[1]
         pixels = max(_TILE_PIXELS, _TILE_ELEMENTS // max(1, reduction))
         band = max(1, min(height, pixels // max(1, width)))
@@ -93,18 +107,7 @@ class _ReferenceConv2d:
             part = slice(first, first + images)
             for top in range(0, height, band):
                 rows = slice(top, min(top + band, height))
-                columns = [(f, self._unfold(plane[part], rows, width)) for f, plane in planes]
-                yield part, rows, self._multiply(weights, columns)
-
-    def _multiply(self, weights: FloatChunks, columns: Planes) -> Tensor:
-        """``sum(plane * w)`` of unfolded planes ``[groups, k, pixels]``: exact ``[out, pixels]``."""
-
-        def multiply(plane: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
-            if len(weight) == 1:
-                return weight[0] @ plane[0, start:stop]
-            return torch.bmm(weight, plane[:, start:stop]).flatten(0, 1)
-
-        return accumulate(weights, columns, multiply)
+                yield part, rows, [(f, self._unfold(plane[part], rows, width)) for f, plane in planes]
 
     def _unfold(self, plane: Tensor, rows: slice, width: int) -> Tensor:
         """``[n, in, h, w]`` (padded) to ``[groups, in / groups * kernel, n * rows * width]``; a copy or a view."""
@@ -129,7 +132,19 @@ class _ReferenceConv2d:
         )
 
 
-@register_kernel("conv2d", "reference", (), priority=0)
+def _multiply(plane: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
+    """A part of unfolded codes ``[groups, k, pixels]`` with weights ``[groups, out / groups, stop - start]``."""
+    if len(weight) == 1:
+        return weight[0] @ plane[0, start:stop]
+    return torch.bmm(weight, plane[:, start:stop]).flatten(0, 1)
+
+
+def _as_rows(values: Tensor) -> Tensor:
+    """The output's channels are its first dimension."""
+    return values.view(-1, 1)
+
+
+@register_kernel("conv2d", "reference", (), priority=0, features=FEATURES)
 def prepare_conv2d(weights: LayerWeights) -> PreparedKernel:
     """Reference of a 2-D convolution with a quantized input; see the module's head."""
     return _ReferenceConv2d(weights)
@@ -140,8 +155,8 @@ def conv2d(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None,
-    input_scale: float,
-    input_zero_point: int,
+    input_scale: Scale,
+    input_zero_point: ZeroPoint,
     num_bits: int,
     geometry: ConvGeometry,
 ) -> Tensor:
@@ -152,8 +167,8 @@ def conv2d(
         weight: int8 ``[out, in / groups, kh, kw]``.
         weight_scale: float32 ``[out]``.
         bias: floating point ``[out]`` or None.
-        input_scale: a float32 value.
-        input_zero_point: code of real zero.
+        input_scale: a float32 value, or a tensor of one for each image.
+        input_zero_point: code of real zero, or one for each image.
         num_bits: activation bits, 2 to 16.
         geometry: stride, padding, dilation, groups.
 
@@ -180,8 +195,10 @@ def int_accumulate_conv2d(
         int64 ``[n, out, h', w']``.
     """
     layer = _ReferenceConv2d(LayerWeights(weight, torch.ones(weight.shape[0]), None, geometry))
-    offset = (layer.product.row_sum * centre_of(num_bits)).to(torch.int64).view(-1, 1)
-    result = layer.empty_output(codes, torch.int64)
-    for images, rows, total in layer.tiles(codes.to(torch.float32, copy=True), zero_point, num_bits):
+    product = ExactProduct.of(weight, geometry.groups)
+    offset = (product.row_sum * centre_of(num_bits)).to(torch.int64).view(-1, 1)
+    result, weights = layer.empty_output(codes, torch.int64), product.float_weights()
+    for images, rows, columns in layer.tiles(codes.to(torch.float32, copy=True), zero_point, num_bits):
+        total = accumulate(weights, columns, _multiply)
         layer.store(result, images, rows, total.to(torch.int64) + offset)
     return result

@@ -1,4 +1,4 @@
-"""Which implementation runs an operation: by device type, activation bits, availability and priority.
+"""Which implementation runs an operation: by device type, activation bits, features, availability and priority.
 
 A kernel is a callable that takes a layer's `LayerWeights` once and returns a `PreparedKernel`, which
 then runs on every input. The choice is logged once, with the reasons why faster kernels were passed over;
@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,17 +19,32 @@ from halftone.errors import InputError, suggest
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
+    "ROW_SCALES",
+    "WEIGHT_GROUPS",
+    "WIDE_WEIGHTS",
     "ConvGeometry",
     "Kernel",
     "LayerWeights",
     "PreparedKernel",
+    "check_device",
     "kernel_report",
     "register_kernel",
     "select",
 ]
 
+Scale = float | Tensor
+ZeroPoint = int | Tensor
+
 ENVIRONMENT_VARIABLE = "HALFTONE_KERNELS"
 OPERATIONS = ("linear", "conv2d")
+#: Feature: scale and zero point of the input are tensors, of each row of a linear layer or each image of a convolution.
+ROW_SCALES = "row scales"
+#: Feature: groups of the weights of an output channel have scales of their own.
+WEIGHT_GROUPS = "weight groups"
+#: Feature: weights, their zero points subtracted, are of up to 9 bits, as int16.
+WIDE_WEIGHTS = "9-bit weights"
+#: Devices that no kernel runs on, and why: a kernel for all devices, such as the reference, needs not know them.
+_UNSUITED = {"mps": "it has no float64, in which exact sums and weight scales are computed"}
 _logger = logging.getLogger("halftone.kernels")
 
 
@@ -54,23 +69,31 @@ class LayerWeights:
     """What of a layer does not change between calls.
 
     Attributes:
-        weight: int8 ``[out, in]`` or ``[out, in / groups, height, width]``.
-        scale: float32 ``[out]``.
+        weight: int8 ``[out, in]`` or ``[out, in / groups, height, width]``; with the feature `WIDE_WEIGHTS` int16.
+        scale: float32 ``[out]``; with the feature `WEIGHT_GROUPS` ``[out, groups]``.
         bias: floating point ``[out]``, or None.
         geometry: of a convolution; None for linear.
+        group_size: weights of a group, in the order of memory; None for all of an output channel.
     """
 
     weight: Tensor
     scale: Tensor
     bias: Tensor | None = None
     geometry: ConvGeometry | None = None
+    group_size: int | None = None
 
 
 class PreparedKernel(Protocol):
     """A kernel bound to one layer's weights."""
 
-    def __call__(self, x: Tensor, input_scale: float, input_zero_point: int, num_bits: int) -> Tensor:
-        """``layer(x)`` in the dtype of ``x``, its input quantized with these parameters."""
+    def __call__(self, x: Tensor, input_scale: Scale, input_zero_point: ZeroPoint, num_bits: int) -> Tensor:
+        """``layer(x)`` in the dtype of ``x``, its input quantized with these parameters.
+
+        Args:
+            input_scale: a float32 value; with the feature `ROW_SCALES` a float32 tensor of one for each row of the
+                flattened input of a linear layer, or each image of a convolution.
+            input_zero_point: a code, or as many, int32.
+        """
 
 
 @dataclass(frozen=True)
@@ -84,6 +107,7 @@ class Kernel:
     priority: int
     available: Callable[[], str | None]
     accelerators: Mapping[str, Callable[[], str | None]]
+    features: Mapping[str, str | None]
     prepare: Callable[[LayerWeights], PreparedKernel]
 
 
@@ -95,10 +119,12 @@ class _Choice:
 
 
 _KERNELS: list[Kernel] = []
-_choices: dict[tuple[str, str, int, str], _Choice] = {}
+_Key = tuple[str, str, int, frozenset[str], str]
+_choices: dict[_Key, _Choice] = {}
 
 
-_NONE: Mapping[str, Callable[[], str | None]] = {}
+_NONE: Mapping[str, Any] = {}
+_PLAIN: frozenset[str] = frozenset()
 
 
 def _always() -> str | None:
@@ -114,6 +140,7 @@ def register_kernel(
     available: Callable[[], str | None] = _always,
     max_num_bits: int = 16,
     accelerators: Mapping[str, Callable[[], str | None]] = _NONE,
+    features: Mapping[str, str | None] = _NONE,
 ) -> Callable[[Callable[[LayerWeights], PreparedKernel]], Callable[[LayerWeights], PreparedKernel]]:
     """Decorator that registers an implementation of an operation.
 
@@ -125,6 +152,8 @@ def register_kernel(
         available: None if it can run on this machine, else the reason why not.
         max_num_bits: most activation bits it can run.
         accelerators: what makes it faster and may be absent, by name: None if it is there, else the reason why not.
+        features: what not every kernel can do (`ROW_SCALES`, ...): None if it can, else the reason why not. What is not
+            named it cannot do.
 
     Raises:
         InputError: unknown operation.
@@ -134,7 +163,8 @@ def register_kernel(
 
     def register(prepare: Callable[[LayerWeights], PreparedKernel]) -> Callable[[LayerWeights], PreparedKernel]:
         types = frozenset(device_types)
-        _KERNELS.append(Kernel(operation, name, types, max_num_bits, priority, available, accelerators, prepare))
+        limits = (types, max_num_bits, priority, available, accelerators, features)
+        _KERNELS.append(Kernel(operation, name, *limits, prepare))
         _KERNELS.sort(key=lambda kernel: -kernel.priority)
         _choices.clear()
         return prepare
@@ -142,26 +172,38 @@ def register_kernel(
     return register
 
 
-def select(operation: str, device_type: str, num_bits: int = 8) -> Kernel:
+def check_device(device_type: str) -> None:
+    """Refuses a device that quantized layers cannot run on, before anything is moved there.
+
+    Raises:
+        InputError: it is one of those.
+    """
+    reason = _UNSUITED.get(device_type)
+    if reason is not None:
+        raise InputError(f"Halftone does not run on {device_type!r}: {reason}; choose 'cpu' or 'cuda'.")
+
+
+def select(operation: str, device_type: str, num_bits: int = 8, features: frozenset[str] = _PLAIN) -> Kernel:
     """The kernel of highest priority that runs this operation here; decided and logged once.
 
     Args:
         operation: ``"linear"`` or ``"conv2d"``.
         device_type: such as ``"cpu"`` or ``"cuda"``.
         num_bits: activation bits, 2 to 16.
+        features: what the layer needs besides, such as `ROW_SCALES`.
 
     Raises:
-        InputError: none can, or the environment asks for an unknown kernel.
+        InputError: none can, the device is refused, or the environment asks for an unknown kernel.
     """
     forced = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    key = (operation, device_type, num_bits, forced)
+    key = (operation, device_type, num_bits, features, forced)
     choice = _choices.get(key)
     if choice is None:
         choice = _choices[key] = _choose(*key)
         _log(key, choice)
     if choice.kernel is None:
         reasons = "; ".join(f"{name}: {why}" for name, why in choice.passed_over) or "none is registered"
-        raise InputError(f"no kernel runs {operation} with {num_bits}-bit inputs on {device_type} ({reasons})")
+        raise InputError(f"no kernel runs {_words(key)} ({reasons})")
     return choice.kernel
 
 
@@ -169,22 +211,28 @@ def kernel_report() -> dict[str, dict[str, object]]:
     """What `select` decided so far, for `inspect` and model cards.
 
     Returns:
-        ``"linear on cpu, 8 bits"`` to
+        ``"linear on cpu, 8 bits"`` (and features, if any) to
         ``{"kernel": name or None, "with": [accelerator], "passed_over": {name: reason}}``;
         what is passed over is a kernel, or an accelerator of the kernel that was taken.
     """
     return {
-        f"{operation} on {device_type}, {num_bits} bits": {
+        _words(key): {
             "kernel": choice.kernel and choice.kernel.name,
             "with": list(choice.accelerators),
             "passed_over": dict(choice.passed_over),
         }
-        for (operation, device_type, num_bits, _), choice in _choices.items()
+        for key, choice in _choices.items()
     }
 
 
-def _choose(operation: str, device_type: str, num_bits: int, forced: str) -> _Choice:
+def _words(key: _Key) -> str:
+    operation, device_type, num_bits, features, _ = key
+    return ", ".join((f"{operation} on {device_type}", f"{num_bits} bits", *sorted(features)))
+
+
+def _choose(operation: str, device_type: str, num_bits: int, features: frozenset[str], forced: str) -> _Choice:
     """The first kernel, by priority, that nothing speaks against."""
+    check_device(device_type)
     names = {kernel.name for kernel in _KERNELS}
     if forced and forced not in names:
         raise InputError(f"{ENVIRONMENT_VARIABLE} asks for kernel {forced!r}; {suggest(forced, names)}")
@@ -192,7 +240,7 @@ def _choose(operation: str, device_type: str, num_bits: int, forced: str) -> _Ch
     for kernel in _KERNELS:
         if kernel.operation != operation:
             continue
-        reason = _reason_against(kernel, device_type, num_bits, forced)
+        reason = _reason_against(kernel, device_type, num_bits, features, forced)
         if reason is None:
             absent = {name: why for name, ask in kernel.accelerators.items() if (why := ask()) is not None}
             present = tuple(name for name in kernel.accelerators if name not in absent)
@@ -201,7 +249,9 @@ def _choose(operation: str, device_type: str, num_bits: int, forced: str) -> _Ch
     return _Choice(None, tuple(passed_over))
 
 
-def _reason_against(kernel: Kernel, device_type: str, num_bits: int, forced: str) -> str | None:
+def _reason_against(
+    kernel: Kernel, device_type: str, num_bits: int, features: frozenset[str], forced: str
+) -> str | None:
     """Why a kernel cannot be taken; None if it can."""
     if forced and kernel.name != forced:
         return f"{ENVIRONMENT_VARIABLE}={forced}"
@@ -209,12 +259,15 @@ def _reason_against(kernel: Kernel, device_type: str, num_bits: int, forced: str
         return f"does not run on {device_type}"
     if num_bits > kernel.max_num_bits:
         return f"at most {kernel.max_num_bits} bits"
+    for feature in sorted(features):
+        reason = kernel.features.get(feature, f"no {feature}")
+        if reason is not None:
+            return reason
     return kernel.available()
 
 
-def _log(key: tuple[str, str, int, str], choice: _Choice) -> None:
+def _log(key: _Key, choice: _Choice) -> None:
     """One line a decision: what runs, and why not something faster."""
-    operation, device_type, num_bits, _ = key
     name = " with ".join((choice.kernel.name if choice.kernel else "no", *choice.accelerators))
     reasons = "".join(f"; {other}: {why}" for other, why in choice.passed_over)
-    _logger.info("%s on %s with %d-bit inputs: %s kernel%s", operation, device_type, num_bits, name, reasons)
+    _logger.info("%s: %s kernel%s", _words(key), name, reasons)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from halftone.errors import InputError
 from halftone.kernels import ConvGeometry
 from halftone.layers.base import ExecutionMode, QuantizedLayer
+from halftone.layers.form import LayerForm
 from halftone.timesteps import SlotClock
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _Pair = tuple[int, int]
+_PLAIN = LayerForm()
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):
@@ -35,10 +37,12 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         num_bits: weight bits, 2 to 8.
         num_slots: rows of the activation table; 1 serves all timesteps.
         layer_name: dotted name, for messages.
+        form: what else the layer is; see `LayerForm`.
         device, dtype: of the bias; the default device context (``torch.device("meta")``) is honoured.
     """
 
     operation = "linear"
+    range_dims = (-1,)
 
     def __init__(
         self,
@@ -49,15 +53,18 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         num_bits: int,
         num_slots: int = 1,
         layer_name: str = "",
+        form: LayerForm = _PLAIN,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device="meta")
         shape = (out_features, in_features)
-        self._init_quantized(shape, bias, num_bits, num_slots, layer_name, device, dtype)
+        self._init_quantized(shape, bias, num_bits, num_slots, layer_name, form, device, dtype)
 
     @classmethod
-    def empty_like(cls, module: nn.Linear, num_bits: int, num_slots: int, layer_name: str = "") -> QuantizedLinear:
+    def empty_like(
+        cls, module: nn.Linear, num_bits: int, num_slots: int, layer_name: str = "", form: LayerForm = _PLAIN
+    ) -> QuantizedLinear:
         """An empty layer of the shape, device and dtype of a float one."""
         return cls(
             module.in_features,
@@ -66,6 +73,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
             num_bits=num_bits,
             num_slots=num_slots,
             layer_name=layer_name,
+            form=form,
             device=module.weight.device,
             dtype=module.weight.dtype,
         )
@@ -77,10 +85,11 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         num_bits: int,
         num_slots: int,
         layer_name: str = "",
-        rounded: tuple[Tensor, Tensor] | None = None,
+        rounded: tuple[Tensor, ...] | None = None,
+        form: LayerForm = _PLAIN,
     ) -> QuantizedLinear:
         """Quantizes a float layer; see `quantize_layer`."""
-        return cls.empty_like(module, num_bits, num_slots, layer_name)._take(module, rounded)
+        return cls.empty_like(module, num_bits, num_slots, layer_name, form)._take(module, rounded)
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]`` in the dtype of the input."""
@@ -95,13 +104,14 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
 
     Args:
         in_channels ... bias: as in nn.Conv2d; padding_mode is 'zeros'.
-        num_bits, num_slots, layer_name, device, dtype: as in `QuantizedLinear`.
+        num_bits, num_slots, layer_name, form, device, dtype: as in `QuantizedLinear`.
 
     Called as nn.Conv2d is, without ``num_bits``, the class makes an nn.Conv2d: PEFT builds the two convolutions
     of a LoRA adapter by calling the type of the layer that it adapts.
     """
 
     operation = "conv2d"
+    range_dims = (-3, -2, -1)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """A quantized layer, or an nn.Conv2d if there are arguments but no ``num_bits`` among them."""
@@ -123,6 +133,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         num_bits: int,
         num_slots: int = 1,
         layer_name: str = "",
+        form: LayerForm = _PLAIN,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -130,10 +141,12 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
             self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device="meta"
         )
         shape = tuple(self.weight.shape)
-        self._init_quantized(shape, bias, num_bits, num_slots, layer_name, device, dtype)
+        self._init_quantized(shape, bias, num_bits, num_slots, layer_name, form, device, dtype)
 
     @classmethod
-    def empty_like(cls, module: nn.Conv2d, num_bits: int, num_slots: int, layer_name: str = "") -> QuantizedConv2d:
+    def empty_like(
+        cls, module: nn.Conv2d, num_bits: int, num_slots: int, layer_name: str = "", form: LayerForm = _PLAIN
+    ) -> QuantizedConv2d:
         """An empty layer of the shape, device and dtype of a float one."""
         return cls(
             module.in_channels,
@@ -147,6 +160,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
             num_bits=num_bits,
             num_slots=num_slots,
             layer_name=layer_name,
+            form=form,
             device=module.weight.device,
             dtype=module.weight.dtype,
         )
@@ -158,10 +172,11 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         num_bits: int,
         num_slots: int,
         layer_name: str = "",
-        rounded: tuple[Tensor, Tensor] | None = None,
+        rounded: tuple[Tensor, ...] | None = None,
+        form: LayerForm = _PLAIN,
     ) -> QuantizedConv2d:
         """Quantizes a float layer; see `quantize_layer`."""
-        return cls.empty_like(module, num_bits, num_slots, layer_name)._take(module, rounded)
+        return cls.empty_like(module, num_bits, num_slots, layer_name, form)._take(module, rounded)
 
     def geometry(self) -> ConvGeometry:
         """Geometry with the padding resolved to pixels ('same' and 'valid' too)."""
@@ -193,13 +208,15 @@ def quantize_layer(
     num_bits: int,
     num_slots: int,
     layer_name: str = "",
-    rounded: tuple[Tensor, Tensor] | None = None,
+    rounded: tuple[Tensor, ...] | None = None,
+    form: LayerForm = _PLAIN,
 ) -> QuantizedLayer:
     """The quantized form of an nn.Linear or nn.Conv2d.
 
     Args:
-        rounded: int8 weights of the layer's shape and float32 scales ``[out]``, if a rounding rule has made them; else
-            the weights are rounded to nearest.
+        rounded: codes, scales and, if the form has them, zero points of the weights (see `halftone.weight_grid`), if a
+            rounding rule has made them; else the weights are rounded to nearest.
+        form: what else the layer is; see `LayerForm`.
 
     Raises:
         InputError: `is_quantizable` gives a reason against it.
@@ -209,8 +226,8 @@ def quantize_layer(
     if reason is not None:
         raise InputError(f"layer {layer_name!r} cannot be quantized: {reason}")
     if isinstance(module, nn.Linear):
-        return QuantizedLinear.from_float(module, num_bits, num_slots, layer_name, rounded)
-    return QuantizedConv2d.from_float(cast(nn.Conv2d, module), num_bits, num_slots, layer_name, rounded)
+        return QuantizedLinear.from_float(module, num_bits, num_slots, layer_name, rounded, form)
+    return QuantizedConv2d.from_float(cast(nn.Conv2d, module), num_bits, num_slots, layer_name, rounded, form)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

@@ -19,7 +19,14 @@ from halftone.errors import InputError
 from halftone.native.library import library
 from halftone.native.library import unavailable as library_unavailable
 
-__all__ = ["Precision", "attention", "reason_against", "unavailable"]
+__all__ = [
+    "Precision",
+    "attention",
+    "reason_against",
+    "reason_against_type",
+    "reason_against_width",
+    "unavailable",
+]
 
 #: Of the scores: what Q and K are rounded to.
 Precision = Literal["bfloat16", "int8"]
@@ -36,22 +43,34 @@ def unavailable() -> str | None:
     return reason
 
 
+def reason_against_type(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why no tensors of that kind are for the kernel; None if some are."""
+    if device_type != "cpu":
+        return f"it does not run on {device_type}"
+    return None if dtype in _DTYPES else f"it does not take {dtype}"
+
+
+def reason_against_width(head_dim: int) -> str | None:
+    """Why heads of so many channels are not for the kernel; None if they are."""
+    return f"the kernel's heads have at most {_max_head_dim()} channels" if head_dim > _max_head_dim() else None
+
+
 def reason_against(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """Why these tensors are not for the kernel; None if they are."""
     tensors = query, key, value
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return f"it does not run on {query.device.type}"
-    if query.dtype not in _DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
-        return f"it does not take {query.dtype}"
+    for tensor in tensors:
+        reason = reason_against_type(tensor.device.type, tensor.dtype)
+        if reason is not None:
+            return reason
+    if key.dtype != query.dtype or value.dtype != query.dtype:
+        return "queries, keys and values differ in dtype"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "it has no gradient"
     if any(tensor.dim() != 4 or tensor.numel() == 0 for tensor in tensors):
         return "it takes four dimensions, none of them empty"
     if key.shape != value.shape or _without_tokens(key) != _without_tokens(query):
         return "queries, keys and values differ in batch, heads or head size"
-    if query.shape[3] > _max_head_dim():
-        return f"its heads have at most {_max_head_dim()} channels"
-    return None
+    return reason_against_width(query.shape[3])
 
 
 def attention(

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["BUILD_VARIABLE", "build", "compiler", "library_path", "source_digest"]
@@ -55,33 +56,44 @@ def compiler(environment: Mapping[str, str] = os.environ) -> list[str] | None:
 
 
 def build(folder: Path = FOLDER, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Builds the library; never raises for want of a compiler or because of one.
+    """Builds the library; never raises for want of a compiler, because of one, or because the folder is read-only.
 
-    A library from before is removed if it is not to be built, or cannot be.
+    A library from before is removed, where that can be, if it is not to be built, or cannot be.
 
     Returns:
         None if it was built, else the reason why not, in a few words.
     """
     reason = _build(folder, environment)
     if reason is not None:
-        library_path(folder).unlink(missing_ok=True)
+        with suppress(OSError):
+            library_path(folder).unlink(missing_ok=True)
     return reason
 
 
 def _build(folder: Path, environment: Mapping[str, str]) -> str | None:
     if environment.get(BUILD_VARIABLE) == "0":
         return f"{BUILD_VARIABLE}=0"
-    command = compiler(environment)
+    try:
+        command = compiler(environment)
+    except ValueError as error:
+        return f"$CXX cannot be read: {error}"
     if command is None:
         return f"there is no C++ compiler ($CXX, {', '.join(_COMPILERS)})"
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
+            return _build_in(Path(scratch), command, folder)
+    except OSError as error:
+        return f"{folder} cannot be written to: {_explained(error)}"
+
+
+def _build_in(scratch: Path, command: Sequence[str], folder: Path) -> str | None:
     target = library_path(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as scratch:
-        try:
-            _compile(command, folder, Path(scratch) / target.name)
-        except (OSError, subprocess.SubprocessError) as error:
-            return f"{command[0]} failed: {_explained(error)}"
-        # Replaced, not written to: a process that has the old one mapped keeps it.
-        os.replace(Path(scratch) / target.name, target)
+    try:
+        _compile(command, folder, scratch / target.name)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{command[0]} failed: {_explained(error)}"
+    # Replaced, not written to: a process that has the old one mapped keeps it.
+    os.replace(scratch / target.name, target)
     return None
 
 
@@ -100,13 +112,13 @@ def _compile(command: Sequence[str], folder: Path, target: Path) -> None:
 
 
 def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+    subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
 
 
 def _explained(error: Exception) -> str:
     """The first line of what went wrong that says "error", or else the last one."""
     if isinstance(error, subprocess.CalledProcessError):
-        lines = (error.stderr or f"exit status {error.returncode}").strip().splitlines()
+        lines = ((error.stderr or "").strip() or f"exit status {error.returncode}").splitlines()
     else:
         lines = str(error).splitlines() or [type(error).__name__]
     return next((line for line in lines if "error" in line), lines[-1]).strip()

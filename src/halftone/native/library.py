@@ -15,7 +15,7 @@ from halftone.native.build import library_path
 __all__ = ["ABI_VERSION", "ENVIRONMENT_VARIABLE", "library", "unavailable"]
 
 #: What `halftone_abi_version` has to say; counts changes of the C interface.
-ABI_VERSION = 1
+ABI_VERSION = 2
 ENVIRONMENT_VARIABLE = "HALFTONE_NATIVE"
 _REBUILD = "python -m halftone.native"
 

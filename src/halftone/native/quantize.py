@@ -5,18 +5,20 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from halftone.native.library import library
 
-__all__ = ["is_supported", "quantize", "quantize_to_channels_last"]
+__all__ = ["is_supported", "quantize", "quantize_rows", "quantize_to_channels_last"]
 
 #: The numbers by which the library knows dtypes.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BEST = -1
-_CODING = [ctypes.c_float, ctypes.c_int32, ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int32] * 2]
+_CODING = (ctypes.c_float, ctypes.c_int32, ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int32] * 2)
+_CODING_OF_ROWS = (*[ctypes.c_void_p] * 2, *_CODING[2:])
 
 
 def is_supported(x: Tensor) -> bool:
@@ -44,6 +46,28 @@ def quantize(
     )  # fmt: skip
 
 
+def quantize_rows(
+    x: Tensor,
+    factors: Tensor,
+    zero_points: Tensor,
+    num_bits: int,
+    planes: Sequence[Tensor],
+    instruction_set: int = _BEST,
+) -> None:
+    """`quantize` of contiguous ``[rows, length]``, each row with its own parameters.
+
+    Args:
+        factors: float32 ``[rows]``, contiguous: reciprocals of the scales.
+        zero_points: int32 ``[rows]``, contiguous.
+        planes: contiguous uint8 ``[rows, length]``.
+    """
+    high, low = _addresses(planes)
+    _function("halftone_quantize_rows", 2, _CODING_OF_ROWS)(
+        x.data_ptr(), _DTYPES[x.dtype], *x.shape, factors.data_ptr(), zero_points.data_ptr(), num_bits,
+        high, low, instruction_set, torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def quantize_to_channels_last(
     x: Tensor, factor: float, zero_point: int, num_bits: int, planes: Sequence[Tensor], instruction_set: int = _BEST
 ) -> None:
@@ -67,11 +91,11 @@ def _is_there() -> bool:
 
 
 @functools.cache
-def _function(name: str, sizes: int) -> Callable[..., None]:
+def _function(name: str, sizes: int, coding: tuple[Any, ...] = _CODING) -> Callable[..., None]:
     """A function of the library that takes an input, its dtype, some sizes, and how to code it."""
     loaded = library()
     assert loaded is not None
     function = getattr(loaded, name)
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, *[ctypes.c_int64] * sizes, *_CODING]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, *[ctypes.c_int64] * sizes, *coding]
     function.restype = None
     return function

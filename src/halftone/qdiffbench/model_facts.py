@@ -102,6 +102,6 @@ def _kernels(pipeline: Any, config: Any, library: str, scheme: str, timesteps: S
 def _names(layers: list[QuantizedLayer], device: str, bits: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     for layer in layers:
-        name = select(layer.operation, device, bits).name
+        name = select(layer.operation, device, bits, layer.features).name
         counts[name] = counts.get(name, 0) + 1
     return counts

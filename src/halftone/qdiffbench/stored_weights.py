@@ -9,7 +9,7 @@ from torch import nn
 
 from halftone.layers import quantized_layers
 
-_NO_WEIGHTS = ("weight_scale", "input_scale", "input_zero_point", "input_num_bits", "output_scale")
+_NO_WEIGHTS = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point", "input_num_bits", "output_scale")
 
 
 def stored_bytes(module: nn.Module) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from halftone.artifact.description import activation_words, correction_words, is_measured, weight_words
 from halftone.qdiffbench.results import Results
 from halftone.report import words
 from halftone.report.markdown import markdown_table
@@ -105,8 +106,9 @@ def _how_it_was_made(artifact: Mapping[str, Any]) -> str:
     bits = words.enumerated([f"{count} with {width} bits" for width, count in sorted(widths.items())])
     rows = [
         ("recipe", f"`{artifact['recipe']['name']}`: {artifact['recipe'].get('description', '')}".rstrip(": ")),
-        ("weights", f"{artifact['weight_bits']} bits, one scale per output channel"),
-        ("activations", f"{artifact['average_activation_bits']:.3g} bits on average; timestep slots: {bits}"),
+        ("weights", weight_words(artifact)),
+        ("activations", activation_words(artifact) + ("" if is_measured(artifact) else f": {bits}")),
+        *([("output correction", correction_words(artifact))] if artifact.get("correction") else []),
         ("layers quantized", str(len(artifact["layers"]))),
         ("layers in floating point", _left_out(artifact["left_out"])),
         *((label, str(calibration[key])) for label, key in _CALIBRATION.items() if calibration.get(key) is not None),
@@ -135,15 +137,20 @@ def _left_out(left_out: Mapping[str, str]) -> str:
     return f"{len(left_out)} ({'; '.join(f'{count}: {reason}' for reason, count in counts.items())})"
 
 
+_CALIBRATED = """It was calibrated on one kind of prompt; other kinds, schedulers and numbers of steps
+  work, and may come out farther from full precision."""
+_MEASURED = "Its ranges are measured while it paints: it was calibrated on no kind of prompt."
+
+
 def _limits(artifact: Mapping[str, Any]) -> str:
     kernels = "".join(f"\n  - {where}: {what}" for where, what in artifact["kernels"].items())
     ran = f" On the machine that wrote this card:{kernels}" if kernels else ""
+    calibrated = _MEASURED if is_measured(artifact) else _CALIBRATED
     return f"""## Limits
 
 - It paints what the full-precision model paints, with that model's abilities, biases and license, and somewhat
   differently: see the measurements.
-- It was calibrated on one kind of prompt; other kinds, schedulers and numbers of steps work, and may come out farther
-  from full precision.
+- {calibrated}
 - Smaller is not always faster: speed depends on the integer kernels of the machine.{ran}"""
 
 

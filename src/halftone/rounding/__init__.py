@@ -3,8 +3,16 @@
 from halftone.rounding.adaround import AdaRound
 from halftone.rounding.gptq import GPTQ
 from halftone.rounding.nearest import Nearest
-from halftone.rounding.rule import Collector, RoundingRule, Unit, build_rounding, register_rounding, rounding_names
-from halftone.rounding.scale import SCALE_SEARCHES, weight_scale
+from halftone.rounding.rule import (
+    Collector,
+    RoundingRule,
+    Unit,
+    UnitCost,
+    build_rounding,
+    register_rounding,
+    rounding_names,
+)
+from halftone.rounding.scale import SCALE_SEARCHES, weight_grid, weight_scale
 
 __all__ = [
     "GPTQ",
@@ -14,8 +22,10 @@ __all__ = [
     "Nearest",
     "RoundingRule",
     "Unit",
+    "UnitCost",
     "build_rounding",
     "register_rounding",
     "rounding_names",
+    "weight_grid",
     "weight_scale",
 ]

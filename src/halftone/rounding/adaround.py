@@ -16,15 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from halftone.errors import NonFiniteError
 from halftone.numerics import quantize_weight
 from halftone.rounding.calls import CallCache, to_float32
-from halftone.rounding.moments import SecondMoments, grouped_weight, moments_bytes
-from halftone.rounding.rule import Unit, check_option, is_count, register_rounding
+from halftone.rounding.moments import SecondMoments, grouped_weight, moment_shape, moments_bytes
+from halftone.rounding.rule import Unit, UnitCost, check_counts, check_option, register_rounding
 from halftone.rounding.soft import Schedule, SoftWeight, optimize
 
 __all__ = ["AdaRound"]
+
+# As measured (tests/rounding/test_memory.py): alpha and its moments, what each function of it keeps, gradients.
+_BYTES_PER_LAYER_WEIGHT = 90
+_BYTES_PER_BLOCK_WEIGHT = 60
+_BEYOND_GRAPH = 2.5  # what a block's backward takes at most, by what autograd keeps: gradients, reordered images
+_OPERATIONS_PER_WEIGHT = 2000  # as many take the time of one weight's elementwise functions in an iteration
+_BYTES_PER_PART = 256 * 1024**2  # of a batch; larger parts are hardly faster
 
 
 @register_rounding("adaround")
@@ -41,6 +49,8 @@ class AdaRound:
         positions_per_row: tokens or pixels seen of each row by a single layer; see `SecondMoments`.
     """
 
+    any_grid = False
+
     def __init__(
         self,
         num_samples: int = 256,
@@ -51,12 +61,11 @@ class AdaRound:
         regularization: float = 100.0,
         positions_per_row: int = 256,
     ):
-        for name, value in {"num_samples": num_samples, "iterations": iterations, "batch_size": batch_size}.items():
-            check_option("adaround", name, value, is_count(value), "an integer, at least 1")
+        counts = {"iterations": iterations, "batch_size": batch_size, "positions_per_row": positions_per_row}
+        check_counts("adaround", num_samples=num_samples, **counts)
         check_option("adaround", "blocks", blocks, blocks in (0, 1), "0 or 1")
         check_option("adaround", "learning_rate", learning_rate, 0 < learning_rate <= 1, "a number over 0 and up to 1")
         check_option("adaround", "regularization", regularization, 0 <= regularization < 1e6, "a number, 0 or more")
-        check_option("adaround", "positions_per_row", positions_per_row, is_count(positions_per_row), "1 or more")
         self.num_samples, self.blocks, self.batch_size = num_samples, bool(blocks), batch_size
         self.positions_per_row = positions_per_row
         self.schedule = Schedule(iterations, learning_rate, regularization)
@@ -65,6 +74,20 @@ class AdaRound:
         if unit.is_layer:
             return sum(moments_bytes(layer) for layer in unit.layers.values())
         return bytes_per_row * rows
+
+    def cost(self, unit: Unit, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> UnitCost:
+        """What learning needs of each weight; for a block also its copy in float32, and a part of a batch."""
+        weights, iterations = sum(layer.weight.numel() for layer in unit.layers.values()), self.schedule.iterations
+        if unit.is_layer:
+            ((_, layer),) = unit.layers.items()
+            operations = iterations * weights * (6 * moment_shape(layer)[1] + _OPERATIONS_PER_WEIGHT)
+            return UnitCost(_BYTES_PER_LAYER_WEIGHT * weights, operations)
+        kept, flops = graph_cost(unit, args, kwargs)
+        per_row = int(_BEYOND_GRAPH * kept)
+        part = max(per_row, min(_BYTES_PER_PART, self.batch_size * per_row))
+        copied = 4 * sum(parameter.numel() for parameter in unit.module.parameters())
+        operations = iterations * (3 * self.batch_size * flops + _OPERATIONS_PER_WEIGHT * weights)
+        return UnitCost(_BYTES_PER_BLOCK_WEIGHT * weights + copied + part, operations)
 
     def collector(self, unit: Unit, rows: int, kept_rows: int) -> SecondMoments | CallCache:
         if unit.is_layer:
@@ -114,7 +137,7 @@ class _LayerError:
 
     def __init__(self, unit: Unit, seen: SecondMoments):
         ((self.name, self.layer),) = unit.layers.items()
-        self.moments = seen.mean().to(torch.float32)
+        self.moments = seen.mean()
 
     def part(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Over all inputs; its gradient is that of the quadratic form, at half the cost of deriving it twice."""
@@ -134,18 +157,30 @@ class _BlockError:
         self.unit, self.seen, self.batch_size, self.generator = unit, seen, batch_size, generator
         self.block = copy.deepcopy(unit.module).to(torch.float32).eval().requires_grad_(False)
         self.device = next(self.block.parameters()).device
-        prefix = len(unit.name) + 1
-        self.parameters = {name: f"{name[prefix:]}.weight" for name in unit.layers}
+        self.parameters = _parameter_names(unit)
+        args, kwargs, _ = seen.rows(torch.tensor([0]), self.device)
+        per_row = _BEYOND_GRAPH * graph_cost(unit, args, kwargs)[0]
+        self.rows_at_a_time = max(1, min(batch_size, int(_BYTES_PER_PART / max(1.0, per_row))))
 
     def part(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """On a batch drawn at random."""
-        rows = torch.randperm(self.seen.kept, generator=self.generator)[: self.batch_size]
-        return self._error(weights, rows.sort().values)
+        """On a batch drawn at random. The gradient is gathered from as many rows at a time as fit in memory, since
+        autograd keeps the inputs of everything in the block."""
+        rows = torch.randperm(self.seen.kept, generator=self.generator)[: self.batch_size].sort().values
+        leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+        total = torch.zeros((), device=self.device)
+        for some in rows.tensor_split(-(-len(rows) // self.rows_at_a_time)):
+            error = self._error(leaves, some) * (len(some) / len(rows))
+            error.backward()
+            total += error.detach()
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                total = total + (leaf.grad * (weights[name] - weights[name].detach())).sum()  # adds 0 to the value
+        return total
 
     @torch.no_grad()
     def whole(self, weights: Mapping[str, Tensor]) -> float:
         """On all calls that were kept."""
-        parts = torch.arange(self.seen.kept).split(self.batch_size)
+        parts = torch.arange(self.seen.kept).split(self.rows_at_a_time)
         return sum(float(self._error(weights, rows)) * len(rows) for rows in parts) / self.seen.kept
 
     def _error(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
@@ -155,6 +190,35 @@ class _BlockError:
         pairs = zip(_tensors(to_float32(output)), _tensors(expected), strict=True)
         errors = [(found - wanted).square().sum(dim=_channels(found)).mean() for found, wanted in pairs]
         return torch.stack(errors).sum()
+
+
+def _parameter_names(unit: Unit) -> dict[str, str]:
+    """Names of the weights within the unit's module, by the names of their layers in the denoiser."""
+    prefix = len(unit.name) + 1
+    return {name: f"{name[prefix:]}.weight" for name in unit.layers}
+
+
+def graph_cost(unit: Unit, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """Of a block's call in float32: bytes that autograd keeps for the gradients of the weights, other than weights; and
+    floating-point operations."""
+    module = unit.module
+    state = {name: to_float32(value.detach()) for name, value in [*module.named_parameters(), *module.named_buffers()]}
+    for name in _parameter_names(unit).values():
+        state[name].requires_grad_()
+    own = {value.untyped_storage()._cdata for value in state.values()}
+    kept: dict[int, int] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return saved
+
+    flops = FlopCounterMode(display=False)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), flops:
+        graph = torch.func.functional_call(module, state, *to_float32((args, dict(kwargs))))
+    del graph  # what it kept has an address of its own until now
+    return sum(kept.values()), flops.get_total_flops()
 
 
 def _channels(output: Tensor) -> int:

@@ -7,8 +7,8 @@ section 3). A convolution is the same with unfolded inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,19 +36,20 @@ class SecondMoments:
         self._rows = 0
 
     def see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        """Adds the layer's input, ``[rows, ..., in]`` or ``[rows, in, h, w]``; one row at a time, since unfolding makes
-        an input many times larger."""
+        """Adds the layer's input, ``[rows, ..., in]`` or ``[rows, in, h, w]``; one row at a time, since what is
+        unfolded is many times larger."""
         x: Tensor = args[0]
         if self.total is None:
             self.total = torch.zeros(moment_shape(self.layer), dtype=torch.float32, device=x.device)
         for row in x.split(1):
-            vectors = self._thinned(_vectors(self.layer, row.to(torch.float32)))
+            vectors = _vectors(self.layer, row.to(torch.float32), self._picked)
             self.total.baddbmm_(vectors.transpose(1, 2), vectors)
             self.count += vectors.shape[1]
             self._rows += 1
 
     def mean(self) -> Tensor:
-        """``E[x x^T]``: float64 ``[groups, d, d]``, on the layer's device.
+        """``E[x x^T]``: float32 ``[groups, d, d]``, on the layer's device. It takes the place of the sums, since two
+        such matrices may not fit in memory; nothing can be seen afterwards.
 
         Raises:
             CalibrationError: the layer was never called.
@@ -56,13 +57,16 @@ class SecondMoments:
         """
         if self.total is None:
             raise CalibrationError(f"Layer {self.name} was never called; add it to the recipe's exclude list.")
-        if not bool(torch.isfinite(self.total).all()):
+        if not all(bool(torch.isfinite(extreme)) for extreme in self.total.aminmax()):
             raise NonFiniteError(f"The second moments of the inputs of layer {self.name} are not finite.")
-        return self.total.to(torch.float64) / max(1, self.count)
+        self.total /= max(1, self.count)
+        self.count = 1
+        return self.total
 
-    def _thinned(self, vectors: Tensor) -> Tensor:
-        stride = -(-vectors.shape[1] // self.positions_per_row)
-        return vectors[:, self._rows % stride :: stride]
+    def _picked(self, positions: int) -> slice:
+        """Which of a row's positions are taken."""
+        stride = -(-positions // self.positions_per_row)
+        return slice(self._rows % stride, None, stride)
 
 
 def moment_shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, int, int]:
@@ -84,16 +88,20 @@ def grouped_weight(layer: nn.Linear | nn.Conv2d, values: Tensor) -> Tensor:
     return values.reshape(groups, -1, length)
 
 
-def _vectors(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """The vectors that the weights of one row's outputs are multiplied with: ``[groups, positions, d]``."""
+def _vectors(layer: nn.Linear | nn.Conv2d, x: Tensor, picked: Callable[[int], slice]) -> Tensor:
+    """The vectors that the weights of one row's outputs are multiplied with: ``[groups, positions, d]``.
+
+    Args:
+        picked: which of so many positions are taken.
+    """
     if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, x.shape[-1])
-    padded = functional.pad(x, layer._reversed_padding_repeated_twice)  # 'same' is resolved in there
-    pair = tuple[int, int]
-    unfolded = functional.unfold(
-        padded,
-        cast(pair, layer.kernel_size),
-        dilation=cast(pair, layer.dilation),
-        stride=cast(pair, layer.stride),
-    )
-    return unfolded.view(layer.groups, -1, unfolded.shape[-1]).transpose(1, 2)
+        vectors = x.reshape(1, -1, x.shape[-1])
+        return vectors[:, picked(vectors.shape[1])]
+    padded = functional.pad(x, layer._reversed_padding_repeated_twice)[0]  # 'same' is resolved in there
+    windows = padded
+    for dim, (length, dilation, stride) in enumerate(zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)):
+        windows = windows.unfold(1 + dim, dilation * (length - 1) + 1, stride)[..., ::dilation]
+    height, width = windows.shape[1:3]  # of the output; nothing has been copied so far, and it need not be as a whole
+    positions = torch.arange(height * width, device=x.device)[picked(height * width)]
+    vectors = windows[:, positions // width, positions % width]
+    return vectors.movedim(1, -1).reshape(layer.groups, -1, len(positions)).transpose(1, 2)

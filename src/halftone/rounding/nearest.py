@@ -8,26 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halftone.numerics import quantize_weight
-from halftone.rounding.rule import Collector, Unit, register_rounding
+from halftone.rounding.rule import Collector, Unit, UnitCost, register_rounding
+from halftone.weight_grid import WeightGrid
 
 __all__ = ["Nearest"]
 
 
 @register_rounding("nearest")
 class Nearest:
-    """Every weight goes to the nearest integer of its channel's grid."""
+    """Every weight goes to the nearest number of its grid."""
 
     num_samples = 0
     blocks = False
+    any_grid = True
 
     def memory_bytes(self, unit: Unit, bytes_per_row: int, rows: int) -> int:
         return 0
+
+    def cost(self, unit: Unit, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> UnitCost:
+        return UnitCost(0, 0.0)
 
     def collector(self, unit: Unit, rows: int, kept_rows: int) -> Collector:
         raise NotImplementedError("rounding to nearest looks at nothing but the weights")
 
     def round(
-        self, unit: Unit, scales: Mapping[str, Tensor], num_bits: int, seen: Any, generator: torch.Generator
+        self,
+        unit: Unit,
+        scales: Mapping[str, Tensor | WeightGrid],
+        num_bits: int,
+        seen: Any,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        return {name: quantize_weight(layer.weight, num_bits, scales[name])[0] for name, layer in unit.layers.items()}
+        grids = {
+            name: WeightGrid(num_bits, scale) if isinstance(scale, Tensor) else scale for name, scale in scales.items()
+        }
+        return {name: grids[name].codes(layer.weight) for name, layer in unit.layers.items()}

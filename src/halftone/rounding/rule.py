@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from halftone.errors import RecipeError, suggest
 
-__all__ = ["Collector", "RoundingRule", "Unit", "build_rounding", "register_rounding", "rounding_names"]
+__all__ = ["Collector", "RoundingRule", "Unit", "UnitCost", "build_rounding", "register_rounding", "rounding_names"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,19 @@ class Unit:
         return isinstance(self.module, nn.Linear | nn.Conv2d)
 
 
+@dataclass(frozen=True)
+class UnitCost:
+    """What the rounding of a unit takes.
+
+    Attributes:
+        peak_bytes: the most memory, beside what its collector has.
+        operations: about how many; by them, the time of one unit tells that of another.
+    """
+
+    peak_bytes: int
+    operations: float
+
+
 class Collector(Protocol):
     """Takes in what a rule needs of one unit's calls in the full-precision model."""
 
@@ -51,10 +64,12 @@ class RoundingRule(Protocol):
     Attributes:
         num_samples: (prompt, step) pairs of the full-precision trajectory that the rule wants to see; 0 for none.
         blocks: whether blocks are rounded as a whole, rather than layer by layer.
+        any_grid: whether it rounds to grids with groups and zero points too, rather than one scale for each channel.
     """
 
     num_samples: int
     blocks: bool
+    any_grid: bool
 
     def memory_bytes(self, unit: Unit, bytes_per_row: int, rows: int) -> int:
         """Memory that a collector of the unit will take.
@@ -64,28 +79,37 @@ class RoundingRule(Protocol):
             rows: rows that it will see.
         """
 
+    def cost(self, unit: Unit, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> UnitCost:
+        """What `round` will take for the unit.
+
+        Args:
+            args, kwargs: of a call of the unit with one row; the tensors may be fake (they have a shape and no data).
+        """
+
     def collector(self, unit: Unit, rows: int, kept_rows: int) -> Collector:
         """A collector of the unit, which will see ``rows`` rows; ``kept_rows`` of them fit in memory."""
 
     def round(
-        self, unit: Unit, scales: Mapping[str, Tensor], num_bits: int, seen: Any, generator: torch.Generator
+        self, unit: Unit, scales: Mapping[str, Any], num_bits: int, seen: Any, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Integers of every layer of the unit.
 
         Args:
-            scales: float32 ``[out]`` of every layer.
+            scales: float32 ``[out]`` of every layer; with `any_grid` its `WeightGrid`, where that is not plain.
             num_bits: 2 to 8.
             seen: what `collector` gave, after it saw its calls; None if ``num_samples`` is 0.
             generator: where the rule takes its chances from.
 
         Returns:
-            int8 of each layer's weight shape, within ``[-(2**(num_bits - 1) - 1), 2**(num_bits - 1) - 1]``.
+            int8 of each layer's weight shape, within ``[-(2**(num_bits - 1) - 1), 2**(num_bits - 1) - 1]`` or, of an
+            asymmetric grid, one less.
 
         Raises:
             NonFiniteError: numbers became NaN or infinite; the message names the unit or layer.
         """
 
 
+_LARGEST_COUNT = 1_000_000
 _RULES: dict[str, Callable[..., RoundingRule]] = {}
 _Class = TypeVar("_Class", bound=Callable[..., RoundingRule])
 
@@ -126,6 +150,9 @@ def check_option(rule: str, name: str, value: float, allowed: bool, words: str) 
         raise RecipeError(f"{rule}'s {name} is {value}; allowed is {words}")
 
 
-def is_count(value: float, least: int = 1) -> bool:
-    """Whether a number is an integer and not too small."""
-    return isinstance(value, int) and value >= least
+def check_counts(rule: str, **counts: float) -> None:
+    """Raises RecipeError unless every option's value is an integer from 1 to a million: more can only be a slip, and
+    what follows from it (indices of samples, sizes of parts) would not fit in memory or in a machine word."""
+    for name, value in counts.items():
+        allowed = isinstance(value, int) and 1 <= value <= _LARGEST_COUNT
+        check_option(rule, name, value, allowed, f"an integer from 1 to {_LARGEST_COUNT}")

@@ -10,7 +10,7 @@
 extern "C" {
 
 // Counts the changes of this interface; library.py wants its own number back.
-std::int32_t halftone_abi_version() { return 1; }
+std::int32_t halftone_abi_version() { return 2; }
 
 // Of the files that the library was built from; see build.py.
 const char* halftone_source_digest() { return HALFTONE_SOURCE_DIGEST; }

@@ -270,6 +270,25 @@ void halftone_quantize(const void* x, std::int32_t dtype, std::int64_t count, fl
     });
 }
 
+// Codes of `rows` rows of `length` elements, each row with a factor and a zero point of its own; the rest as above.
+void halftone_quantize_rows(const void* x, std::int32_t dtype, std::int64_t rows, std::int64_t length,
+                            const float* factors, const std::int32_t* zero_points, std::int32_t num_bits,
+                            std::uint8_t* high, std::uint8_t* low, std::int32_t instruction_set,
+                            std::int32_t num_threads) {
+    using namespace halftone;
+    const Dtype kind = static_cast<Dtype>(dtype);
+    const Quantize quantize = variant(kind, halftone::instruction_set(instruction_set));
+    const char* bytes = static_cast<const char*>(x);
+    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, length));
+    parallel_for(rows, grain, num_threads, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const Coding coding(factors[row], zero_points[row], num_bits);
+            const int64_t first = row * length;
+            quantize(bytes + first * bytes_of(kind), length, coding, Planes{high, low} + first);
+        }
+    });
+}
+
 // Codes of images `[images][channels][pixels]`, written as `[images][pixels][channels]`; the rest as above.
 void halftone_quantize_to_channels_last(const void* x, std::int32_t dtype, std::int64_t images, std::int64_t channels,
                                         std::int64_t pixels, float factor, std::int32_t zero_point,
