@@ -25,10 +25,13 @@ def left_out(*names, recipe=None):
     return choose_layers(root, (recipe or Recipe()).exclude).left_out
 
 
-FAMILIES = ("minmax", "ptq4dm", "per-step", "pcr", "pcr-no-relax", "pcr-no-progressive", "dynamic", "qdiffusion")
+FAMILIES = (
+    *("minmax", "ptq4dm", "per-step", "dynamic", "qdiffusion"),
+    *("pcr", "pcr-no-relax", "pcr-no-progressive", "pcr-auto"),
+)
 GRANULARITIES = {"minmax": "tensor", "ptq4dm": "tensor", "qdiffusion": "tensor", "dynamic": "token"}
 OBSERVED = {"ptq4dm": "normal", "qdiffusion": "even"}
-CALIBRATIONS = {"pcr": "progressive", "pcr-no-relax": "progressive", "dynamic": "none"}
+CALIBRATIONS = {"dynamic": "none"} | dict.fromkeys(("pcr", "pcr-no-relax", "pcr-auto"), "progressive")
 WIDTHS = [(weights, activations) for weights in (8, 4) for activations in (8, 6)]
 CORRECTED = tuple(f"pcr-{kind}-{widths}" for kind in ("bias", "drift") for widths in ("w8a8", "w8a6", "w4a8"))
 PRESETS = (
@@ -53,8 +56,12 @@ def test_presets_are_what_their_names_say(family, weights, activations):
     assert recipe.observed_steps == OBSERVED.get(family, "all")
     assert recipe.split_shortcuts == (family == "qdiffusion")
     assert recipe.table_rows(10) == (10 if family not in GRANULARITIES else 1)
-    relaxed = family in ("pcr", "pcr-no-progressive")
-    assert recipe.slot_bits(10) == (activations,) * 8 + (activations + 2 * relaxed,) * 2
+    relaxed = family in ("pcr", "pcr-no-progressive", "pcr-auto")
+    assert recipe.finds_slots == (family == "pcr-auto")
+    assert (
+        recipe.slot_bits(10, relaxed=(8, 9) if recipe.finds_slots else None)
+        == (activations,) * 8 + (activations + 2 * relaxed,) * 2
+    )
     learned = weights == 4 and family not in ("minmax", "dynamic")
     assert recipe.weights.rounding == ("adaround" if learned else "nearest")
     assert recipe.weights.scale == ("mse" if learned else "range")
@@ -184,6 +191,18 @@ DYNAMIC = {"activations": {"granularity": "token"}, "calibration": "none"}
         ({"weights": None}, "weights is None; it must be a mapping"),
         ({"relax": {**RELAX, "fraction": 1.5}}, "relax.fraction is 1.5; it must be a number from 0 to 1"),
         ({"relax": {**RELAX, "side": "last"}}, "relax.side is 'last'; it must be 'start'"),
+        ({"relax": {**RELAX, "products": 1.2}}, "exactly one of fraction, average_bits, products says how many steps"),
+        ({"relax": {"side": "auto", "bits": 10}}, "average_bits, products says how many steps; none is given"),
+        (
+            {"relax": {"average_bits": 7, "side": "auto", "bits": 10}},
+            "relax.average_bits 7 cannot be kept: it is 8 with",
+        ),
+        ({"relax": {"average_bits": 11.5, "side": "end", "bits": 10}}, "no relaxed step and 10 with all of them"),
+        ({"relax": {"products": 2.5, "side": "end", "bits": 10}}, "relax.products is 2.5; it must be a number from 1"),
+        (
+            {"activations": {"num_bits": 9}, "relax": {"products": 1.5, "side": "end", "bits": 16}},
+            "relax.products 1.5 cannot be kept: it is 2 with no relaxed step and 2 with all of them",
+        ),
         ({"relax": {"fraction": 0.5, "side": "end"}}, "key 'relax.bits' is missing; it must be an integer"),
         ({"calibration": "progresive"}, "calibration is 'progresive'; it must be 'progressive',"),
         ({"version": 2}, "version is 2; it must be 1"),
@@ -278,3 +297,31 @@ def test_exclusion_patterns_are_globs_over_names_and_parents():
     recipe = Recipe.from_dict({"exclude": ["*.attn2", "mid_block"]})
     names = ("up.0.attn2.to_k", "mid_block.resnets.0.conv1", "up.0.attn1.to_k")
     assert set(left_out(*names, recipe=recipe)) == set(names[:2])
+
+
+@pytest.mark.parametrize(
+    "base, bits, budget, count",
+    [
+        (8, 10, {"average_bits": 8.4}, 4),  # of 20 steps: 4 * 10 + 16 * 8 = 168 = 20 * 8.4
+        (8, 10, {"average_bits": 8.39}, 3),
+        (8, 16, {"average_bits": 8.4}, 1),
+        (8, 16, {"average_bits": 8.0}, 0),
+        (6, 8, {"average_bits": 8.0}, 20),
+        (8, 16, {"products": 1.2}, 4),
+        (8, 10, {"products": 1.29}, 5),
+        (8, 10, {"products": 2}, 20),
+        (6, 8, {"products": 1.0}, 20),  # 8 bits cost what 6 bits cost
+        (9, 16, {"products": 2}, 20),
+    ],
+)
+def test_budgets_of_relaxed_steps_are_kept_and_used_up(base, bits, budget, count):
+    recipe = Recipe.from_dict({"activations": {"num_bits": base}, "relax": {**budget, "side": "end", "bits": bits}})
+    assert recipe.slot_bits(20) == (base,) * (20 - count) + (bits,) * count
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_which_steps_a_scan_relaxes_is_not_known_before_it():
+    recipe = Recipe.load("pcr-auto-w8a8")
+    assert recipe.slot_bits(5, relaxed=(1,)) == (8, 10, 8, 8, 8)
+    with pytest.raises(ValueError, match="not known before the scan"):
+        recipe.slot_bits(5)

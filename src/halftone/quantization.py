@@ -25,6 +25,7 @@ from halftone.calibration import CalibrationResult, CalibrationSettings, calibra
 from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished, read_command
 from halftone.calibration.correction_plan import CorrectionPlan, plan_correction
 from halftone.calibration.cost import estimate_cost
+from halftone.calibration.relaxation_scan import RelaxedSteps, ScanPlan, find_relaxed_steps, scan_sentence
 from halftone.calibration.rounding_cost import estimate_rounding
 from halftone.calibration.run import make_slots
 from halftone.calibration.settings import DEFAULT_MEMORY_BUDGET, described
@@ -59,6 +60,7 @@ class QuantizationResult:
         config: what is stored with the denoiser: recipe, slots and bits, layers and why others were left out, record.
         calibration: counted passes, observed ranges, wall time.
         rounding: what the rounding of the weights took; nothing if the recipe's rule looks at no inputs.
+        relaxed: the steps that a scan chose; None if the recipe names them.
         checkpoint: the finished steps on disk, which `save` removes.
     """
 
@@ -67,6 +69,7 @@ class QuantizationResult:
     calibration: CalibrationResult
     checkpoint: Checkpoint = field(repr=False)
     rounding: RoundedWeights = field(default_factory=RoundedWeights, repr=False)
+    relaxed: RelaxedSteps | None = field(default=None, repr=False)
 
     @property
     def average_activation_bits(self) -> float:
@@ -207,24 +210,40 @@ def quantize(
     trace = trace_calls(pipeline, denoiser, settings)
     plan = plan_correction(pipeline, denoiser, recipe, settings)
     names, left_out = _choose(denoiser, recipe)
-    slots = make_slots(recipe, trace)
     units = count_units(denoiser.module, names, recipe)
     checkpoint = _checkpoint(checkpoint_folder, pipeline, denoiser, recipe, settings)
     if announce is not None:
         announce(_announcement(pipeline, denoiser, names, recipe, settings, trace, plan, checkpoint))
-    clock, walked = SlotClock(slots), len(trace.timesteps)
-    first = walked + units if units or (plan is not None and plan.path is not None) else 0
-    calls = 0 if recipe.calibration == "none" else walked
-    common = (pipeline, denoiser, names, recipe, settings, trace, clock, checkpoint)
-    stages = Stages(first + calls, progress, follow)
+    stages = Stages(_count_pieces(recipe, settings, trace, plan, units), progress, follow)
+    relaxed = None
+    if _needs_scan(recipe, trace):
+        relaxed = find_relaxed_steps(pipeline, denoiser, names, recipe, settings, trace, checkpoint, stages)
+    slots = make_slots(recipe, trace, None if relaxed is None else relaxed.slots)
+    common = (pipeline, denoiser, names, recipe, settings, trace, SlotClock(slots), checkpoint)
     rounding = _round(*common, plan, stages)
     result = calibrate(*common, stages.calls(LOCKSTEP), rounding.integers, plan)
-    record = _record(denoiser, circumstances, settings, trace, result, rounding)
+    record = _record(denoiser, circumstances, settings, trace, result, rounding, relaxed)
     record["source_sha256"] = source_sha256
     splits = {name: split.channels for name, split in split_convolutions(denoiser.module)}
     config = HalftoneConfig(recipe, slots, names, left_out, record, quantized_digest(denoiser.module), splits)
     attach(denoiser.module, config)
-    return QuantizationResult(pipeline, config, result, checkpoint, rounding)
+    return QuantizationResult(pipeline, config, result, checkpoint, rounding, relaxed)
+
+
+def _needs_scan(recipe: Recipe, trace: Trace) -> bool:
+    """Whether there is a choice of relaxed steps to make."""
+    total = len(trace.distinct)
+    return recipe.finds_slots and 0 < recipe.num_relaxed(total) < total
+
+
+def _count_pieces(
+    recipe: Recipe, settings: CalibrationSettings, trace: Trace, plan: CorrectionPlan | None, units: int
+) -> int:
+    """What `Stages` counts."""
+    walked = len(trace.timesteps)
+    scanned = len(ScanPlan.of(trace, settings).works) if _needs_scan(recipe, trace) else 0
+    first = walked + units if units or (plan is not None and plan.path is not None) else 0
+    return scanned + first + (0 if recipe.calibration == "none" else walked)
 
 
 def _choose(denoiser: Denoiser, recipe: Recipe) -> tuple[tuple[str, ...], Mapping[str, str]]:
@@ -282,6 +301,8 @@ def _announcement(
     kept = 0 if plan is None else plan.memory_bytes(module, trace, len(settings.prompts))
     cost = estimate_cost(pipeline, module, settings, trace, passes, kept, done)
     text = cost.sentence()
+    if _needs_scan(recipe, trace):
+        text += f" {scan_sentence(settings, trace, cost.pass_seconds)}"
     if recipe.split_shortcuts and next(split_convolutions(module), None) is None:
         text += f" {type(module).__name__} joins no skip connections: split_shortcuts changes nothing."
     if not units:
@@ -396,16 +417,19 @@ def _record(
     trace: Trace,
     result: CalibrationResult,
     rounding: RoundedWeights,
+    relaxed: RelaxedSteps | None,
 ) -> dict[str, Any]:
     """What halftone.json says of the calibration. No times: the same command must give the same bytes."""
     correction = output_correction(denoiser.module)
+    scanned = 0.0 if relaxed is None else relaxed.passes * relaxed.prompts / len(settings.prompts)
     return {
         **settings.to_dict(),
         **circumstances,
         "denoiser": denoiser.name,
         "timesteps": list(trace.timesteps),
-        "denoiser_passes_per_prompt": result.denoiser_passes_per_prompt + rounding.passes_per_prompt,
+        "denoiser_passes_per_prompt": result.denoiser_passes_per_prompt + rounding.passes_per_prompt + scanned,
         "rounding_passes_per_prompt": rounding.passes_per_prompt,
+        **({} if relaxed is None else {"relaxed": relaxed.to_dict()}),
         **({} if correction is None else {"correction": correction.extremes()}),
     }
 

@@ -6,7 +6,7 @@ which key, which value and what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -133,11 +133,71 @@ class ActivationScheme(_Scheme):
 
 
 class RelaxScheme(_Scheme):
-    """A fraction of the steps, at one side of the trajectory, gets more activation bits."""
+    """Some of the steps get more activation bits: as many as one of three budgets allows, at one side of the trajectory
+    or, with side 'auto', those where they help the final latents most (`halftone.calibration.relaxation`).
 
-    fraction: float = Field(ge=0.0, le=1.0, allow_inf_nan=False, description="a number from 0 to 1")
-    side: Literal["start", "end"] = Field(description="'start' (near noise) or 'end' (near the image)")
+    Budgets: a ``fraction`` of the steps; ``average_bits`` over the steps; ``products``, the 8-bit products that a layer
+    executes a call, averaged over the steps: up to 8 bits take one, 9 to 16 bits two.
+    """
+
+    fraction: float | None = Field(
+        default=None, ge=0.0, le=1.0, allow_inf_nan=False, description="a number from 0 to 1"
+    )
+    average_bits: float | None = Field(
+        default=None, ge=2.0, le=16.0, allow_inf_nan=False, description="a number from 2 to 16"
+    )
+    products: float | None = Field(
+        default=None, ge=1.0, le=2.0, allow_inf_nan=False, description="a number from 1 to 2"
+    )
+    side: Literal["start", "end", "auto"] = Field(
+        description="'start' (near noise), 'end' (near the image) or 'auto' (where a scan finds that it helps most)"
+    )
     bits: int = Field(ge=2, le=16, description="an integer from 2 to 16")
+
+    @model_validator(mode="after")
+    def _check_one_budget(self) -> RelaxScheme:
+        given = [name for name in _BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} are given" if given else "none is given"
+            raise ValueError(f"exactly one of {', '.join(_BUDGETS)} says how many steps; {said}")
+        return self
+
+    def count(self, num_slots: int, base: int) -> int:
+        """How many of ``num_slots`` slots get more than ``base`` bits: of a fraction round-half-up, and at least 1 if it
+        is not 0; of the other budgets as many as fit.
+
+        Raises:
+            ValueError: the budget is less than what no relaxed step takes, or more than what all of them take.
+        """
+        if self.fraction is not None:
+            exact = _decimal(self.fraction) * num_slots
+            rounded = int(exact.quantize(Decimal(1), ROUND_HALF_UP))
+            return min(num_slots, max(1, rounded)) if self.fraction else 0
+        if self.average_bits is not None:
+            name, budget, least, most = "average_bits", self.average_bits, base, self.bits
+        else:
+            assert self.products is not None
+            name, budget, least, most = "products", self.products, products_of(base), products_of(self.bits)
+        if budget < least or (budget > most and name == "average_bits"):
+            raise ValueError(
+                f"{name} {budget:g} cannot be kept: it is {least} with no relaxed step and {most} with all of them"
+            )
+        return (
+            num_slots if least == most else min(num_slots, int((_decimal(budget) - least) / (most - least) * num_slots))
+        )
+
+
+_BUDGETS = ("fraction", "average_bits", "products")
+
+
+def products_of(bits: int) -> int:
+    """8-bit products that execute one with activations of so many bits: one for each of their 8-bit planes."""
+    return 1 if bits <= 8 else 2
+
+
+def _decimal(value: float) -> Decimal:
+    """As it is written: 0.3 of 10 steps are 3, though the float 0.3 is a little less."""
+    return Decimal(repr(float(value)))
 
 
 class CorrectionScheme(_Scheme):
@@ -219,6 +279,11 @@ class Recipe(_Scheme):
                 f"relax.bits is {self.relax.bits}; relaxed steps get no fewer bits than the others, whose"
                 f" activations.num_bits is {self.activations.num_bits}"
             )
+        if self.relax is not None:
+            try:
+                self.relax.count(1, self.activations.num_bits)
+            except ValueError as error:
+                raise ValueError(f"relax.{error}") from None
         if self.correction.kind != "none" and self.calibration != "progressive":
             raise ValueError(
                 f"correction.kind {self.correction.kind!r} needs calibration 'progressive', in which the quantized"
@@ -278,22 +343,41 @@ class Recipe(_Scheme):
             del data["correction"]
         elif self.correction.kind == "bias":
             data["correction"] = {"kind": "bias"}
+        if self.relax is not None:
+            data["relax"] = {name: value for name, value in data["relax"].items() if value is not None}
         return data
 
     def table_rows(self, num_slots: int) -> int:
         """Rows of activation parameters of a layer, for ``num_slots`` slots."""
         return num_slots if self.activations.granularity == "timestep" else 1
 
-    def relaxed_slots(self, num_slots: int) -> range:
-        """Slots that get the relaxed bits: round-half-up of fraction * num_slots, at least 1 if fraction > 0."""
-        if self.relax is None or self.relax.fraction == 0:
-            return range(0)
-        exact = Decimal(repr(float(self.relax.fraction))) * num_slots
-        count = min(num_slots, max(1, int(exact.quantize(Decimal(1), ROUND_HALF_UP))))
-        return range(count) if self.relax.side == "start" else range(num_slots - count, num_slots)
+    @property
+    def finds_slots(self) -> bool:
+        """Whether a scan chooses the slots that are relaxed."""
+        return self.relax is not None and self.relax.side == "auto"
 
-    def slot_bits(self, num_slots: int) -> tuple[int, ...]:
-        """Activation bits of each of ``num_slots`` slots, in trajectory order."""
-        relaxed = self.relaxed_slots(num_slots)
+    def num_relaxed(self, num_slots: int) -> int:
+        """How many of ``num_slots`` slots get the relaxed bits."""
+        return 0 if self.relax is None else self.relax.count(num_slots, self.activations.num_bits)
+
+    def relaxed_slots(self, num_slots: int, side: str | None = None) -> range:
+        """Slots that get the relaxed bits: at one side of the trajectory, that of the recipe unless one is given.
+
+        Raises:
+            ValueError: the recipe leaves it to a scan which they are.
+        """
+        count = self.num_relaxed(num_slots)
+        side = side or (self.relax.side if self.relax is not None else "end")
+        if side == "auto" and 0 < count < num_slots:
+            raise ValueError("which slots are relaxed is not known before the scan")
+        return range(count) if side == "start" else range(num_slots - count, num_slots)
+
+    def slot_bits(self, num_slots: int, relaxed: Collection[int] | None = None) -> tuple[int, ...]:
+        """Activation bits of each of ``num_slots`` slots, in trajectory order.
+
+        Args:
+            relaxed: the slots that a scan chose; None for those at the recipe's side.
+        """
+        relaxed = self.relaxed_slots(num_slots) if relaxed is None else relaxed
         bits = self.activations.num_bits if self.relax is None else self.relax.bits
         return tuple(bits if slot in relaxed else self.activations.num_bits for slot in range(num_slots))

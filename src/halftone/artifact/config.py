@@ -20,8 +20,9 @@ from halftone.timesteps import TimestepSlots
 
 #: 2: weights of fewer than 8 bits may be packed. 3: a digest covers the configuration itself. Older ones are still
 #: read: the stored dtype tells whether weights are packed, and a configuration without a digest is not checked by one.
-#: 4: the denoiser's output is corrected, ranges are measured at inference, convolutions are split, or weights have
-#: groups or zero points; written only where that is so, and older releases read all else.
+#: 4: the denoiser's output is corrected, ranges are measured at inference, convolutions are split, weights have groups
+#: or zero points, or the relaxed steps were chosen by a scan or a budget; written only where that is so, and older
+#: releases read all else.
 FORMAT_VERSION = 4
 _READABLE = (1, 2, 3, 4)
 _WITH_CONFIG_DIGEST = 3
@@ -82,7 +83,8 @@ class HalftoneConfig:
     def _needs_newest(self) -> bool:
         """Whether releases that read up to version 3 would not know what to do with the layers or the recipe."""
         recipe = self.recipe
-        if not recipe.weights.is_plain:
+        plainly_relaxed = recipe.relax is None or (recipe.relax.side != "auto" and recipe.relax.fraction is not None)
+        if not (recipe.weights.is_plain and plainly_relaxed):
             return True
         return recipe.correction.kind != "none" or recipe.calibration == "none" or recipe.split_shortcuts
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["activation_words", "calibration_words", "correction_words", "is_measured", "layer_words", "weight_words"]
+__all__ = [
+    "activation_words",
+    "calibration_words",
+    "correction_words",
+    "is_measured",
+    "layer_words",
+    "relaxation_words",
+    "weight_words",
+]
 
 
 def is_measured(facts: Mapping[str, Any]) -> bool:
@@ -49,6 +57,16 @@ def correction_words(facts: Mapping[str, Any]) -> str:
     aim = aims.get(correction["kind"], "the full-precision prediction at the same input")
     spans = [f"{name} from {low:.4g} to {high:.4g}" for name, (low, high) in correction["fitted"].items()]
     return f"{correction['kind']}, towards {aim}; {', '.join(spans)}"
+
+
+def relaxation_words(facts: Mapping[str, Any]) -> str:
+    """How a scan chose the relaxed steps; empty if the recipe names them."""
+    relaxed = facts["calibration"].get("relaxed")
+    if relaxed is None:
+        return ""
+    found = {"auto": "where it helps most"}.get(relaxed["side"], f"at the {relaxed['side']}, which proved better")
+    errors = ", ".join(f"{side} {error:.3g}" for side, error in relaxed["final_error"].items())
+    return f"{len(relaxed['slots'])} steps chosen {found}; error of the final latents on the scan's prompts: {errors}"
 
 
 def calibration_words(facts: Mapping[str, Any]) -> str:

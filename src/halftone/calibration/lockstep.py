@@ -72,7 +72,7 @@ class Lockstep(ABC):
             label = f"step {call + 1} of {len(self.trace.timesteps)} (timestep {self.clock.slots.timesteps[slot]:g})"
             before = self._rows_passed
             output = prediction_of(self.run_call(slot, label, args, kwargs))
-            _check_finite(output, label)
+            check_finite(output, label)
             passed = (self._rows_passed - before) / batch_size(args, kwargs)
             stored_passed = torch.tensor(passed, dtype=torch.float64)
             self.checkpoint.save(call, key, {"output": output, "passed": stored_passed, **self.state(slot)})
@@ -152,16 +152,27 @@ class Lockstep(ABC):
         """
         first = self._rows_passed == 0
         self._rows_passed += batch_size(args, kwargs)
-        try:
+        with explaining_refusal(self.module) if first else nullcontext():
             return self.forward(*args, **kwargs)
-        except (TypeError, ValueError, RuntimeError) as error:
-            if not first or (isinstance(error, RuntimeError) and "shape" not in str(error)):
-                raise
-            said = " ".join(str(error).split())[-300:]
-            raise InputError(
-                f"{type(self.module).__name__} cannot run as the pipeline calls it; take the one that belongs to the"
-                f" pipeline ({said})."
-            ) from error
+
+
+@contextmanager
+def explaining_refusal(module: nn.Module) -> Iterator[None]:
+    """Within the context, for the first call of a denoiser, what it says against its arguments is told as such.
+
+    Raises:
+        InputError: it refused them.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "shape" not in str(error):
+            raise
+        said = " ".join(str(error).split())[-300:]
+        raise InputError(
+            f"{type(module).__name__} cannot run as the pipeline calls it; take the one that belongs to the"
+            f" pipeline ({said})."
+        ) from error
 
 
 class ProgressiveLockstep(Lockstep):
@@ -255,7 +266,7 @@ def _digests(value: Any) -> Iterator[str]:
             yield from _digests(item)
 
 
-def _check_finite(output: Tensor, label: str) -> None:
+def check_finite(output: Tensor, label: str) -> None:
     """Nobody observes the output of the last layers, which stay in floating point; so it is checked by itself."""
     if not bool(torch.isfinite(output).all()):
         count = int((~torch.isfinite(output)).sum())

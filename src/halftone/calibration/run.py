@@ -9,7 +9,7 @@ trajectory and fixes all parameters afterwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,9 +158,9 @@ def grid_of(weight: Tensor, scheme: WeightScheme) -> WeightGrid:
     return weight_grid(weight, scheme.num_bits, scheme.scale, scheme.group_size, scheme.symmetric)
 
 
-def make_slots(recipe: Recipe, trace: Trace) -> TimestepSlots:
-    """One slot for each distinct timestep, with the recipe's bits."""
-    return TimestepSlots(trace.distinct, recipe.slot_bits(len(trace.distinct)))
+def make_slots(recipe: Recipe, trace: Trace, relaxed: Collection[int] | None = None) -> TimestepSlots:
+    """One slot for each distinct timestep, with the recipe's bits; ``relaxed`` are the slots that a scan chose."""
+    return TimestepSlots(trace.distinct, recipe.slot_bits(len(trace.distinct), relaxed))
 
 
 def check_weights(module: nn.Module) -> None:
@@ -172,10 +172,20 @@ def check_weights(module: nn.Module) -> None:
             raise NonFiniteError(f"The {leaf} of layer {layer} has {count} NaN or infinite elements.")
 
 
-def run_pipeline(pipeline: Any, denoiser: Denoiser, settings: CalibrationSettings, lockstep: Lockstep) -> None:
-    """Calls the pipeline once with all prompts, a lockstep in the place of its denoiser."""
-    with evaluating(denoiser.module), replaced_forward(denoiser.module, lockstep), torch.inference_mode():
-        call_pipeline(pipeline, settings, settings.prompts)
+def run_pipeline(
+    pipeline: Any,
+    denoiser: Denoiser,
+    settings: CalibrationSettings,
+    forward: Callable[..., Any],
+    prompts: Sequence[str] | None = None,
+) -> Tensor:
+    """Calls the pipeline once, a lockstep or another forward in the place of its denoiser's; returns the last latents.
+
+    Args:
+        prompts: the first of the settings' prompts; None for all of them.
+    """
+    with evaluating(denoiser.module), replaced_forward(denoiser.module, forward), torch.inference_mode():
+        return call_pipeline(pipeline, settings, settings.prompts if prompts is None else prompts)
 
 
 @contextmanager

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["INPUTS", "LOCKSTEP", "ROUNDING", "TRAJECTORY", "Advance", "CallDone", "Follow", "Progress", "Stages"]
+__all__ = [
+    "INPUTS",
+    "LOCKSTEP",
+    "RELAXING",
+    "ROUNDING",
+    "TRAJECTORY",
+    "Advance",
+    "CallDone",
+    "Follow",
+    "Progress",
+    "Stages",
+]
 
 #: What the stages are called, in the order in which they begin.
-TRAJECTORY, INPUTS, ROUNDING, LOCKSTEP = "full precision", "looking at inputs", "rounding", "calibrating"
+RELAXING, TRAJECTORY = "choosing relaxed steps", "full precision"
+INPUTS, ROUNDING, LOCKSTEP = "looking at inputs", "rounding", "calibrating"
 
 Progress = Callable[[int, int], None]  # of (finished calls and units, all of them)
 CallDone = Callable[[int, int, bool], None]  # of (finished calls, all calls, whether this one was on disk)
@@ -41,8 +53,8 @@ class Stages:
     """Tells of every piece twice: in detail, and as one count over trajectory, rounding and lockstep.
 
     Args:
-        total: denoiser calls of trajectory and lockstep, and units to round.
-        progress: called with (finished calls and units, total).
+        total: pieces of the choice of relaxed steps, denoiser calls of trajectory and lockstep, and units to round.
+        progress: called with (finished pieces, total).
         follow: called with every `Advance`, before that.
     """
 

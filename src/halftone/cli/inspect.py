@@ -32,6 +32,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         calibration_words,
         correction_words,
         layer_words,
+        relaxation_words,
         weight_words,
     )
 
@@ -43,6 +44,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"recipe       {facts['recipe']['name']}: {facts['recipe']['description']}".rstrip(": "),
         f"weights      {weight_words(facts)}, rounding {rounding}{packed}",
         f"activations  {activation_words(facts)}",
+        *([f"relaxed      {relaxation_words(facts)}"] if relaxation_words(facts) else []),
         f"layers       {layer_words(facts)}",
         *([f"output       corrected: {correction_words(facts)}"] if facts["correction"] else []),
         f"denoiser     {sizes['denoiser_bytes'] / 1e6:.2f} MB, {sizes['denoiser_ratio']:.3f} of float32",
