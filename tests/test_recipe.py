@@ -58,10 +58,8 @@ def test_presets_are_what_their_names_say(family, weights, activations):
     assert recipe.table_rows(10) == (10 if family not in GRANULARITIES else 1)
     relaxed = family in ("pcr", "pcr-no-progressive", "pcr-auto")
     assert recipe.finds_slots == (family == "pcr-auto")
-    assert (
-        recipe.slot_bits(10, relaxed=(8, 9) if recipe.finds_slots else None)
-        == (activations,) * 8 + (activations + 2 * relaxed,) * 2
-    )
+    chosen = (8, 9) if recipe.finds_slots else None
+    assert recipe.slot_bits(10, chosen) == (activations,) * 8 + (activations + 2 * relaxed,) * 2
     learned = weights == 4 and family not in ("minmax", "dynamic")
     assert recipe.weights.rounding == ("adaround" if learned else "nearest")
     assert recipe.weights.scale == ("mse" if learned else "range")

@@ -163,8 +163,8 @@ class RelaxScheme(_Scheme):
         return self
 
     def count(self, num_slots: int, base: int) -> int:
-        """How many of ``num_slots`` slots get more than ``base`` bits: of a fraction round-half-up, and at least 1 if it
-        is not 0; of the other budgets as many as fit.
+        """How many of ``num_slots`` slots get more than ``base`` bits: of a fraction round-half-up, and at least 1 if
+        it is not 0; of the other budgets as many as fit.
 
         Raises:
             ValueError: the budget is less than what no relaxed step takes, or more than what all of them take.

@@ -285,8 +285,8 @@ class _Scan:
 
 @dataclass(frozen=True)
 class _Observed:
-    """What was seen at a call: its prediction; for both widths how inputs are rounded and the norm of the error that this
-    makes; the error itself of the recipe's bits, if the call's gain is measured."""
+    """What was seen at a call: its prediction; for both widths how inputs are rounded and the norm of the error that
+    this makes; the error itself of the recipe's bits, if the call's gain is measured."""
 
     prediction: Tensor
     tables: tuple[Table, Table]
