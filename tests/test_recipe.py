@@ -33,7 +33,7 @@ GRANULARITIES = {"minmax": "tensor", "ptq4dm": "tensor", "qdiffusion": "tensor",
 OBSERVED = {"ptq4dm": "normal", "qdiffusion": "even"}
 CALIBRATIONS = {"dynamic": "none"} | dict.fromkeys(("pcr", "pcr-no-relax", "pcr-auto"), "progressive")
 WIDTHS = [(weights, activations) for weights in (8, 4) for activations in (8, 6)]
-CORRECTED = tuple(f"pcr-{kind}-{widths}" for kind in ("bias", "drift") for widths in ("w8a8", "w8a6", "w4a8"))
+CORRECTED = tuple(f"pcr-{kind}-{widths}" for kind in ("bias", "drift") for widths in ("w8a8", "w8a6", "w4a8", "w4a6"))
 PRESETS = (
     *(f"{family}-w{w}a{a}" for family in FAMILIES for w, a in WIDTHS),
     *CORRECTED,
@@ -70,6 +70,7 @@ def test_corrected_presets_are_pcr_and_a_correction(name):
     _, kind, widths = name.split("-")
     corrected, plain = Recipe.load(name), Recipe.load(f"pcr-{widths}")
     assert corrected.correction.kind == kind and plain.correction.kind == "none"
+    assert kind == "bias" or corrected.correction.gain == "least_squares"
     data = {**plain.to_dict(), "name": name, "description": corrected.description}
     assert corrected.to_dict() == {**data, "correction": corrected.to_dict()["correction"]}
 

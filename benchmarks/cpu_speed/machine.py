@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def describe_machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of the packages that are installed."""
     return {name: version for name in _PACKAGES if (version := version_of(name)) is not None}
+
+
+def commit() -> str | None:
+    """Of the checkout that is measured, with "+" if it has changes; None if it is none."""
+    root = Path(__file__).parents[2]
+    try:
+        found = [
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=30, check=True)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found[0].stdout.strip() + ("+" if found[1].stdout.strip() else "")
 
 
 def _flags() -> set[str]:

@@ -150,13 +150,12 @@ class Child:
 
 
 def child_environment(job: Job) -> dict[str, str]:
-    """How many threads libraries take; what they keep between runs; no downloads and no reports."""
+    """How many threads libraries take; no downloads and no reports."""
     return {
         "OMP_NUM_THREADS": str(job.threads),
         "MKL_NUM_THREADS": str(job.threads),
         # LLVM's OpenMP spins for 200 ms after a parallel region unless told otherwise, GNU's for some milliseconds
         "KMP_BLOCKTIME": "20",
-        "TORCHINDUCTOR_CACHE_DIR": str(Path(job.work) / "inductor"),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "HF_HUB_OFFLINE": "1",
         "NNCF_TELEMETRY_DISABLED": "1",

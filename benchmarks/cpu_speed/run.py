@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import psutil
 
 from benchmarks.cpu_speed.grouping import plan_groups
 from benchmarks.cpu_speed.jobs import Job
-from benchmarks.cpu_speed.machine import describe_machine, versions
+from benchmarks.cpu_speed.machine import commit, describe_machine, versions
 from benchmarks.cpu_speed.models import Model
 from benchmarks.cpu_speed.peers import Peer, peer_named, peers_of, stages_of
 from benchmarks.cpu_speed.peers.registry import CEILINGS, COMMON
@@ -66,10 +67,15 @@ class Run:
     loads: list[Load] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def child(self, task: str, name: str, environment: dict[str, str] | None = None) -> Child:
-        """A new child of this run."""
-        log = Path(self.job.work) / "logs" / f"{self.job.model}-{self.job.threads}-{task}-{name}.log"
-        return Child(task, name, self.job, log, self.settings.time_limit, environment)
+    def child(self, task: str, name: str, environment: dict[str, str] | None = None, log: str = "") -> Child:
+        """A new child of this run. What torch.compile keeps of an earlier one is removed: it is broken if that was
+        killed while it compiled, and would make the start look short if not."""
+        of = f"{self.job.model}-{self.job.threads}-{task}-{name}"
+        compiled = Path(self.job.work) / "inductor" / of
+        shutil.rmtree(compiled, ignore_errors=True)
+        variables = {"TORCHINDUCTOR_CACHE_DIR": str(compiled), **(environment or {})}
+        path = Path(self.job.work) / "logs" / f"{of}{log}.log"
+        return Child(task, name, self.job, path, self.settings.time_limit, variables)
 
 
 def measure(model: Model, threads: int, settings: Settings) -> dict[str, Any]:
@@ -173,18 +179,21 @@ def _build(run: Run, stack: ExitStack, name: str) -> list[Contestant]:
     try:
         ready = child.ask()
     except ChildFailed as error:
-        child.end()
         _give_up(run, name, str(error))
+        return []
+    variants, failures = ready["ready"], ready["failures"]
+    if not variants:
+        child.end()
+        _give_up(run, name, next(iter(failures.values()), "it has nothing to run"))
         return []
     peer = peer_named(name, run.job.of)
     run.notes[name] = ready["notes"]
-    run.not_run.update({key_of(name, variant): reason for variant, reason in ready["failures"].items()})
-    for variant, facts in ready["ready"].items():
+    run.not_run.update({key_of(name, variant): reason for variant, reason in failures.items()})
+    for variant, facts in variants.items():
         run.measured.setdefault(key_of(name, variant), Measured(peer, variant, facts, ready))
-    count = len(ready["ready"])
-    run.progress.plan("turn", (count - 1) * run.settings.rounds)
+    run.progress.plan("turn", (len(variants) - 1) * run.settings.rounds)
     run.progress.done("peer", f"{peer.words} is ready")
-    return [Contestant(key_of(name, variant), child, variant) for variant in ready["ready"]]
+    return [Contestant(key_of(name, variant), child, variant) for variant in variants]
 
 
 def _give_up(run: Run, name: str, reason: str) -> None:
@@ -198,7 +207,7 @@ def _profiles(run: Run) -> dict[str, Any]:
     """Where the time of Halftone's call goes, in a process that nothing else was timed in."""
     found: dict[str, Any] = {}
     try:
-        with run.child("peer", COMMON, _PROFILE) as child:
+        with run.child("peer", COMMON, _PROFILE, log="-profile") as child:
             ready = child.ask()["ready"]
             for variant in _PROFILED:
                 if variant in ready:
@@ -221,6 +230,7 @@ def _result(run: Run, groups: Sequence[Sequence[str]], profiles: dict[str, Any])
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": versions(),
+        "commit": commit(),
         "load": conditions(run.loads),
         "operations": operations,
         "ceilings": ceilings,

@@ -21,6 +21,7 @@ from benchmarks.cpu_speed.models import Model, smallest_of, unet_config
 #: Counted up when stages make something else than before.
 VERSION = 1
 STAMP = "stage.json"
+_ROOMS = ("recipe.py", "recipes/*.yaml", "artifact/*.py", "layers/*.py", "denoiser.py", "numerics.py")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,20 @@ def key_of(stage: Stage, model: Model) -> str:
     of = smallest_of(model.weights) if stage.of_weights else model
     content = _content_of(of.source) if of.source is not None else unet_config(of)
     facts = [VERSION, stage.name, of.name, content, {name: version_of(name) for name in stage.packages}]
+    if "halftone" in stage.packages:
+        facts.append(_sources())  # an artifact is what this checkout makes of the weights
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _sources() -> str:
+    """A digest of the sources that decide what an artifact is."""
+    import halftone
+
+    root = Path(halftone.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for room in _ROOMS for path in root.glob(room)):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _content_of(source: str) -> str:

@@ -8,11 +8,9 @@ from typing import Any
 from benchmarks.cpu_speed.models import MODELS
 from benchmarks.cpu_speed.operators import GROUPS
 from benchmarks.cpu_speed.peers.registry import COMMON
-from benchmarks.cpu_speed.verdicts import verdicts
+from benchmarks.cpu_speed.verdicts import BUSY, verdicts
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-#: Load by others (percent of the processors) above which the page says that the machine was not free.
-_BUSY = 3.0
 
 
 class NoPlace(Exception):
@@ -58,13 +56,18 @@ def _circumstances(run: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     sentences = [
         f"{machine['processor']} ({machine['cores']} cores{', virtual' if machine['virtual'] else ''}; {features}),"
-        f" {machine['memory_gib']:.0f} GiB, {run['created'][:10]}. {versions}.",
+        f" {machine['memory_gib']:.0f} GiB, {run['created'][:10]}. {versions}{_commit(run)}.",
         f"Medians of {run['rounds']} interleaved rounds.",
         _groups(run["groups"]),
         _operations(run),
         _load(run["load"]),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _commit(run: Mapping[str, Any]) -> str:
+    commit = run.get("commit")
+    return f", commit {commit[:12]}" if commit else ""
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
@@ -94,11 +97,12 @@ def _load(load: Mapping[str, Mapping[str, float]]) -> str:
     if not load:
         return ""
     others, waiting = load["others"]["median_percent"], load["waiting"]["worst_percent"]
+    stolen = load.get("stolen", {}).get("median_percent", 0.0)
     found = (
-        f"Other programs took {others:.1f} % of the processors in the median turn,"
-        f" waiting peers at most {waiting:.1f} %."
+        f"Other programs took {others:.1f} % of the processors in the median turn, other virtual machines"
+        f" {stolen:.1f} %, waiting peers at most {waiting:.1f} %."
     )
-    return f"**The machine was not free.** {found}" if others > _BUSY else found
+    return f"**The machine was not free.** {found}" if others > BUSY else found
 
 
 def _contestants(run: Mapping[str, Any]) -> str:

@@ -14,7 +14,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from halftone.qdiffbench.columns import MATCHED, SUMMARIZED, Columns, Features, distances, value_fields
+from halftone.qdiffbench.columns import (
+    MATCHED,
+    SUMMARIZED,
+    Columns,
+    Features,
+    distances,
+    sample_distances,
+    value_fields,
+)
 from halftone.qdiffbench.kernel_distance import kernel, kid
 from halftone.qdiffbench.moments import gaussian_distance
 from halftone.report.metrics import wilson
@@ -65,7 +73,8 @@ def intervals(columns: Columns, seed: int) -> dict[str, Interval]:
     found |= {name: fields[name].ci95 for name in (f"{one}_difference" for one in MATCHED) if name in fields}
     if "attribute_accuracy" in fields:
         found["attribute_accuracy"] = wilson(fields["attribute_accuracy"], len(columns.values["attribute_accuracy"]))
-    distance = distances(columns.features[MAIN], columns.reference_features[MAIN], seed, kid_subsets=False)
+    features = columns.features[MAIN], columns.reference_features[MAIN]
+    distance = distances(*features, sample_distances(*features, seed), seed, kid_subsets=False)
     for name, interval in (("fid_to_fp", distance.fid_to_fp_ci95), ("kid_to_fp", distance.kid_to_fp_ci95)):
         assert interval is not None
         found[name] = interval

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,6 +134,18 @@ def choose_slots(module: nn.Module, clock: SlotClock) -> None:
     module.__dict__[_CLOCK] = clock
 
 
+def with_prediction(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a denoiser returned, a tensor, a tuple or an object of diffusers, with its first tensor, the prediction,
+    changed."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, tuple):
+        return (change(output[0]), *output[1:])
+    name = next(iter(output))
+    output[name] = change(output[name])
+    return output
+
+
 def _set_slot(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     clock: SlotClock = called.__dict__[_CLOCK]
     clock.set_timestep(timestep_of(called, args, kwargs))
@@ -145,16 +158,10 @@ def output_correction(module: nn.Module) -> OutputCorrection | None:
 
 
 def _correct(called: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
-    """The output, a tuple or an object of diffusers, with its first tensor, the prediction, corrected."""
+    """The output with its prediction corrected."""
     correction, clock = output_correction(called), called.__dict__[_CLOCK]
     assert correction is not None
-    if isinstance(output, Tensor):
-        return correction(output, clock.current)
-    if isinstance(output, tuple):
-        return (correction(output[0], clock.current), *output[1:])
-    name = next(iter(output))
-    output[name] = correction(output[name], clock.current)
-    return output
+    return with_prediction(output, partial(correction, slot=clock.current))
 
 
 def set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:

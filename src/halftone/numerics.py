@@ -94,7 +94,7 @@ def range_to_qparams(lo: float | Tensor, hi: float | Tensor, num_bits: int, symm
 def measured_qparams(lo: Tensor, hi: Tensor, num_bits: int, symmetric: bool = False) -> QParams:
     """`range_to_qparams` of ranges that are measured while a model runs, one for each row or image.
 
-    Nothing is checked, since looking at the values would wait for an accelerator: a range with a NaN or infinite end
+    Nothing is checked, since in a linear layer that would make an accelerator wait: a range with a NaN or infinite end
     gives a scale that is not finite, and so an output that is not.
 
     Args:

@@ -42,6 +42,16 @@ def choose_variant(components: Iterable[Path]) -> str | None:
     return min(common, key=lambda name: (name != _PREFERRED, name), default=None)
 
 
+def opened_files(component: Path, variant: str | None) -> list[Path]:
+    """The files with a component's weights that are opened where ``variant`` is asked for; without such ones the plain.
+
+    Other variants (.non_ema, .fp16) lie beside them and are no part of the model.
+    """
+    files = sorted(component.glob("*.safetensors"))
+    found = [path for path in files if _variant(path.name) == variant]
+    return found or [path for path in files if _variant(path.name) is None]
+
+
 def _variant(name: str) -> str | None:
     """``model.fp16.safetensors``, ``model.fp16-00001-of-00002.safetensors`` -> ``fp16``."""
     parts = name.split(".")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from halftone.artifact.manifest import MANIFEST
 from halftone.errors import InputError, suggest
 from halftone.files import file_sha256, parse_json
-from halftone.source_weights import choose_variant, noting_missing_tensors
+from halftone.source_weights import choose_variant, noting_missing_tensors, opened_files
 
 BUNDLED_PREFIX = "bundled:"
 # What diffusers, transformers and safetensors raise on a folder that is not what they expect.
@@ -94,6 +94,12 @@ def open_pipeline(
     if not progress_bar:
         pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def weight_bytes(folder: Path, component: str) -> int:
+    """Size of the files with a component's weights, of a pipeline's folder, that `open_pipeline` opens."""
+    files = opened_files(folder / component, choose_variant(_components(folder)))
+    return sum(path.stat().st_size for path in files)
 
 
 def _check_whole(source: str | Path, missing: Mapping[str, Sequence[str]]) -> None:

@@ -146,3 +146,31 @@ def test_changed_missing_and_foreign_tables_are_noticed(name, copied, tmp_path):
         _edit(damaged, edit)
         with pytest.raises(ArtifactError, match=said):
             DiffusionPipeline.from_pretrained(damaged)
+
+
+def test_tables_are_no_weights(corrected):
+    from halftone.qdiffbench.stored_weights import average_weight_bits
+
+    plain = halftone.quantize(
+        tiny_sd(), halftone.Recipe.from_dict({"weights": {"num_bits": 4}}), ["a red cube", "x"], num_inference_steps=3
+    )
+    assert average_weight_bits(corrected[0].pipeline.unet) == average_weight_bits(plain.pipeline.unet)
+
+
+@pytest.mark.parametrize(
+    "changes, version",
+    [
+        ({}, 3),
+        ({"relax": {"fraction": 0.5, "side": "end", "bits": 10}}, 3),
+        ({"relax": {"products": 1.5, "side": "end", "bits": 10}}, 4),
+        ({"relax": {"fraction": 0.5, "side": "auto", "bits": 10}}, 4),
+        (
+            {"activations": {"granularity": "tensor"}, "calibration": "full_precision", "observed_steps": "even"},
+            4,
+        ),
+    ],
+)
+def test_the_newest_format_is_written_where_older_releases_would_not_know_the_recipe(changes, version):
+    recipe = halftone.Recipe.from_dict(changes)
+    result = halftone.quantize(tiny_sd(), recipe, ["x"], num_inference_steps=2)
+    assert result.config.to_dict()["format_version"] == version

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from halftone.calibration import affine
 from halftone.calibration.affine import Moments
 
 
@@ -45,6 +46,13 @@ def test_noise_in_what_is_wanted_drops_out_too():
     assert _fit(seen, wanted, rule="unbiased") == (2.5, 0)  # with the noisy one as the signal: (4 + 1) / 2
 
 
+def test_of_a_prediction_that_points_elsewhere_the_unbiased_gain_makes_too_much():
+    """e = 0.8 s + 0.6 n has the size of s. Least squares: cov(e, s) / var(e) = 0.8; unbiased: var(s) / cov(e, s)."""
+    seen = [0.8 * s + 0.6 * n for s, n in zip(SIGNAL, NOISE, strict=True)]
+    assert _fit(seen, SIGNAL, rule="least_squares")[0].expected == pytest.approx(0.8, abs=1e-6)
+    assert _fit(seen, SIGNAL)[0].expected == pytest.approx(1.25, abs=1e-6)
+
+
 @pytest.mark.parametrize("rule", ["unbiased", "least_squares"])
 @pytest.mark.parametrize("seen, wanted", [([3.3] * 3, [1, 2, 3]), ([1, 2, 3], [3, 2, 1]), ([0] * 3, [0] * 3)])
 def test_gain_that_is_not_defined_is_1_and_means_still_meet(seen, wanted, rule):
@@ -72,3 +80,12 @@ def test_pixels_may_come_in_pieces_and_go_through_a_checkpoint():
     for rule in ("none", "unbiased", "least_squares"):
         for one, other in zip(whole.fit(rule, 2.0), pieces.fit(rule, 2.0), strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_sums_do_not_depend_on_how_many_pixels_are_summed_at_once(monkeypatch):
+    e, w, s = torch.randn(3, 5, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    whole, pieces = Moments(4), Moments(4)
+    whole.add(e, w, s, 0.3)
+    monkeypatch.setattr(affine, "_PIXELS_AT_ONCE", 7)
+    pieces.add(e, w, s, 0.3)
+    torch.testing.assert_close(whole.sums, pieces.sums)

@@ -109,6 +109,25 @@ def test_split_convolutions_are_corrected_too(kind, last_latents):
     assert result.config.splits and torch.equal(_latents(result.pipeline), last_latents[-1])
 
 
+@pytest.mark.parametrize("kind", ["gain_bias", "drift"])
+def test_the_largest_gain_is_that_of_the_recipe(kind, monkeypatch):
+    _affine_error(monkeypatch, tiny_sd, [0.5, 0.5, 2.0, 2.0], [0.0] * 4)
+    for largest, expected in ((1.0, [1.0] * 4), (1.5, [1.5, 1.5, 1 / 1.5, 1 / 1.5])):
+        correction = denoiser_of(_quantize(_recipe(kind, max_gain=largest)).pipeline).output_correction
+        torch.testing.assert_close(correction.output_gain[0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_and_no_guidance_are_corrected_alike(kind, last_latents):
+    """Fits of one prompt at a time are those of all at once, to rounding; without guidance there is one half."""
+    tables = []
+    for batch in (1, 2):
+        pipeline = tiny_sd()
+        halftone.quantize(pipeline, _recipe(kind), PROMPTS, num_inference_steps=3, guidance_scale=1.0, batch_size=batch)
+        tables.append(pipeline.unet.output_correction.output_bias)
+    torch.testing.assert_close(*tables, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind, passes", [("none", 2), ("bias", 3), ("gain_bias", 3), ("drift", 3)])
 def test_passes_are_counted(kind, passes):
     pipeline, rows = tiny_sd(), []

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from pipelines import BUILDERS, denoiser_of, tiny_sd, tiny_sd3
 
 import halftone
@@ -117,6 +117,21 @@ def test_sampler_that_clips_has_no_drift_correction(config):
     said = _refused(_sampled_by("DDIM", **config), "drift")
     assert "DDIMScheduler whose next latents do not follow" in said and "take kind 'bias'" in said
     _quantize(_sampled_by("DDIM", **config), "bias")
+
+
+class _OwnNoise(DDIMScheduler):
+    """Takes its noise from nowhere that a caller could tell, as samplers with a Brownian tree do."""
+
+    def step(self, *args, **kwargs):
+        result = super().step(*args, **kwargs)
+        return (result[0] + torch.randn_like(result[0]), *result[1:])
+
+
+def test_sampler_with_random_numbers_of_its_own_has_no_drift_correction():
+    pipeline = tiny_sd()
+    pipeline.scheduler = _OwnNoise.from_config(pipeline.scheduler.config)
+    _OwnNoise.step.__signature__ = inspect.signature(DDIMScheduler.step)
+    assert "_OwnNoise with random numbers of its own" in _refused(pipeline, "drift")
 
 
 @pytest.mark.parametrize("kind", ["bias", "drift"])

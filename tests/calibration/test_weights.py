@@ -297,6 +297,14 @@ def test_layer_that_is_never_called_is_named():
         _quantize("gptq", pipeline=pipeline)
 
 
+def test_layer_that_is_never_called_is_named_before_the_trajectory_where_it_is_announced():
+    pipeline, passes = tiny_sd(), []
+    pipeline.unet.idle = torch.nn.Linear(4, 4)
+    with pytest.raises(CalibrationError, match=r"idle is never called .* exclude list"):
+        _quantize("gptq", pipeline=pipeline, announce=lambda said: None, progress=lambda *done: passes.append(done))
+    assert not passes
+
+
 def test_the_pipeline_is_left_as_it_was():
     pipeline = tiny_sd()
     before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}

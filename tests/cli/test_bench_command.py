@@ -171,6 +171,18 @@ def test_two_folders_of_images(folders, tmp_path):
     assert other["psnr"]["mean"] < 15.0 and other["fid_to_fp"] > 0.01
     assert other["clip_score_reference"] == same["clip_score_reference"]  # the manifest has the prompts
     assert "latent_error" not in same and ran.json["settings"]["width"] == 16
+    psnr = next(one for one in ran.json["comparisons"] if one["metric"] == "psnr")
+    assert (psnr["a"], psnr["b"]) == ("b", "a") and psnr["difference"] == pytest.approx(other["psnr"]["mean"] - 100.0)
+
+
+def test_folders_may_be_named_and_manifests_may_say_where_they_are(folders, tmp_path):
+    for name in "ab":
+        manifest = _paint(tmp_path / name) / "manifest.jsonl"
+        manifest.write_text(manifest.read_text().replace('"file": "', '"file": "./'))
+    ran = folders("--json", candidates=("mine=b",))
+    assert ran.code == 0 and ran.json["candidates"][0]["name"] == "mine"
+    assert ran.json["candidates"][0]["source"] == "b"
+    assert "clip_score" in ran.json["candidates"][0]["sets"]["images"]
 
 
 def test_two_folders_without_prompts_and_scores(folders, clip_folder, tmp_path):
@@ -196,6 +208,12 @@ def test_wrong_folders(folders, tmp_path):
         (tmp_path / "bad" / "00003.png").write_bytes(damage)
         assert "bad/00003.png cannot be read" in folders(candidates=("bad",)).sentence
     assert "--prompts has no meaning" in folders("--prompts", "set.txt").sentence
+    assert "--num-images has no meaning" in folders("--num-images", 4).sentence
+    for name in ("mixed", "mixture"):
+        _paint(tmp_path / name)
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "00003.png")
+    sentence = folders(reference="mixed", candidates=("mixture",)).sentence
+    assert "16×16" in sentence and "32×32" in sentence and "00003.png" in sentence
 
 
 @pytest.mark.parametrize(
@@ -327,6 +345,7 @@ def test_unknown_seeds_are_not_invented(folders, tmp_path):
         (65, (), "openai/clip-vit-large-patch14"),
         (65, ("--clip", "mine"), "mine"),
         (65, ("--features", "clip:mine"), "mine"),
+        (64, ("--features", "clip"), "bundled:mini-clip"),
     ],
 )
 def test_the_small_clip_judges_small_images_only(size, more, judge, halftone, tmp_path, monkeypatch):
@@ -337,3 +356,34 @@ def test_the_small_clip_judges_small_images_only(size, more, judge, halftone, tm
     _paint(tmp_path / "a", size=(size, 64))
     assert halftone("bench", "a", "b", "--images", "--out", "out", *more).code == 0
     assert asked[0].clip == judge and asked[0].features == (f"clip:{judge}",)
+
+
+@pytest.mark.parametrize(
+    "reference, usual",
+    [
+        ("bundled:mini-sd", "bundled:mini-clip"),
+        ("full=bundled:mini-sd", "bundled:mini-clip"),
+        ("torchao:int8wo@bundled:mini-sd", "bundled:mini-clip"),
+        ("./mine", "openai/clip-vit-large-patch14"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--features", "clip")])
+def test_bundled_models_have_the_bundled_judge(reference, usual, more, halftone, set_file, monkeypatch):
+    from halftone.qdiffbench import bench as engine
+
+    asked = []
+    monkeypatch.setattr(engine, "bench", lambda request, bar: asked.append(request))
+    for clip in ((), ("--clip", "none")):
+        ran = halftone("bench", reference, "x", "--prompts", set_file, "--out", "out", *more, *clip)
+        assert ran.code == 0 and asked[-1].features == (f"clip:{usual}",)
+        assert asked[-1].clip == (None if clip else usual)
+
+
+def test_a_card_tells_what_was_measured_of_this_artifact_alone(bench, halftone, sd_artifact, sd_folder, tmp_path):
+    bench(candidates=(sd_folder,), out=tmp_path / "other")
+    sentence = halftone("card", sd_artifact, "--results", tmp_path / "other" / "results.json").sentence
+    assert "measured no candidate that is" in sentence
+    bench(candidates=(sd_artifact,))
+    copy = shutil.copytree(sd_artifact, tmp_path / "copy")
+    ran = halftone("card", copy, "--results", tmp_path / "out" / "results.json")
+    assert ran.code == 0 and "## Measurements" in ran.out and "PSNR" in ran.out

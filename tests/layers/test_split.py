@@ -81,6 +81,20 @@ def test_halves_are_added_before_they_are_rounded_to_the_inputs_dtype(dtype):
     assert split(X.to(dtype)).dtype == dtype
 
 
+@pytest.mark.parametrize("left_out", ["hidden", "skip"])
+def test_one_half_may_stay_in_floating_point(left_out):
+    """In bfloat16 too: the half in integers gives float32, the other one bfloat16, and the sum is rounded once."""
+    split, plain = _quantized(CONVS[0]), SplitConv2d.of(CONVS[0], 5)
+    setattr(split, left_out, getattr(plain, left_out))
+    split, x = split.to(torch.bfloat16), X.to(torch.bfloat16)
+    parts = {"hidden": split.hidden, "skip": split.skip}
+    inputs = {"hidden": x[:, :5], "skip": x[:, 5:]}
+    outputs = {name: part(inputs[name] if name == left_out else inputs[name].float()) for name, part in parts.items()}
+    assert outputs[left_out].dtype == torch.bfloat16
+    expected = (outputs["hidden"].float() + outputs["skip"].float()).to(torch.bfloat16)
+    assert split(x).dtype == torch.bfloat16 and split(x).equal(expected)
+
+
 def test_copies_states_and_iteration():
     split = _quantized(CONVS[0])
     assert copy.deepcopy(split)(X).equal(split(X))

@@ -1,7 +1,10 @@
 """The engine on tiny pipelines: known candidates get known results, and images are painted once."""
 
 import dataclasses
+import importlib.util
 import json
+import platform
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from halftone.generation import GenerationSettings
 from halftone.qdiffbench import bench as engine
 from halftone.qdiffbench.bench import BenchRequest, bench
 from halftone.qdiffbench.results import SCHEMA_FILE, Results
+from halftone.sources import weight_bytes
 
 LETTERS = "abcdefghijkl"
 
@@ -402,6 +406,52 @@ def test_second_extractor_and_no_scores(request_of, sd_folder, clip_folder, dino
     assert set(result.other_features) == {spec} and result.other_features[spec].fid_to_fp <= 1e-3
     assert result.clip_score is None and outcome.results.settings.clip is None
     assert set(outcome.results.settings.other_features) == {spec}
+
+
+def test_every_extractor_is_compared(request_of, noisy, clip_folder, dino_folder):
+    spec = f"dinov2:{dino_folder}"
+    outcome = bench(request_of(noisy[:2], features=(f"clip:{clip_folder}", spec), clip=None), _quiet)
+    a, b = (one.sets["in"] for one in outcome.results.candidates)
+    found = {one.metric: one for one in outcome.results.comparisons}
+    plain = ("psnr", "ssim", "latent_error", "fid_to_fp", "kid_to_fp")
+    assert set(found) == {*plain, f"fid_to_fp:{spec}", f"kid_to_fp:{spec}"}
+    assert found["kid_to_fp"].difference == pytest.approx(a.kid_to_fp - b.kid_to_fp)
+    other = a.other_features[spec].kid_to_fp - b.other_features[spec].kid_to_fp
+    assert found[f"kid_to_fp:{spec}"].difference == pytest.approx(other)
+    assert all(one.p_value >= 2.0**-5 for one in found.values())  # of six prompts
+
+
+def test_the_same_prompts_under_another_name_are_painted_once(request_of, sd_folder, tmp_path):
+    bench(request_of([sd_folder]), _quiet)
+    before = _painted(tmp_path)
+    outcome = bench(request_of([sd_folder], sets={"other": LETTERS[:6]}), _quiet)
+    assert _painted(tmp_path) == before and set(outcome.results.candidates[0].sets) == {"other"}
+
+
+def test_other_variants_of_the_weights_are_not_part_of_the_model(request_of, sd_folder, tmp_path):
+    size = bench(request_of([sd_folder]), _quiet).results.reference.size_bytes
+    copy = shutil.copytree(sd_folder, tmp_path / "copy")
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    assert size == weights.stat().st_size
+    for variant in ("fp16", "non_ema"):
+        shutil.copy(weights, weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    assert weight_bytes(copy, "unet") == size
+    weights.rename(weights.with_name("diffusion_pytorch_model.other.safetensors"))
+    assert weight_bytes(copy, "unet") == size  # one of three variants
+
+
+def test_the_environment_names_what_measured(request_of, sd_folder):
+    found = bench(request_of([sd_folder]), _quiet).results.environment
+    assert found.versions["numpy"] == np.__version__ and found.versions["torch"] == torch.__version__
+    assert "lpips" not in found.versions or importlib.util.find_spec("lpips")
+    assert found.threads == torch.get_num_threads() and found.platform.split()[0] == platform.system()
+
+
+def test_prompts_that_the_judge_does_not_see_whole_are_told(request_of, sd_folder, tmp_path):
+    request = request_of([sd_folder])
+    Path(request.prompt_sets["in"]).write_text("a\nb\nc\nd\n" + "red " * 70 + "\n")
+    warnings = bench(request, _quiet).results.warnings
+    assert any("1 of 5 prompts have more than the" in text for text in warnings)
 
 
 def test_nothing_to_compare(request_of):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
 from pipelines import save_folder, tiny_sd
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor
@@ -88,7 +89,7 @@ def test_what_is_wrong_is_told_without_opening(sd_artifact, sd_folder, tmp_path)
 
 def _images(folder, entries):
     for entry in entries:
-        (folder / entry["file"]).touch()
+        Image.new("RGB", entry.pop("size", (8, 8))).save(folder / entry["file"])
     (folder / "manifest.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries) + "\n\n", encoding="utf-8")
 
 
@@ -99,13 +100,33 @@ def test_foreign_images_come_in_the_order_of_the_sample(tmp_path):
         {"prompt": "b", "file": "3.png", "seed": 8},
         {"prompt": "unused\u2028", "file": "4.png"},
     ])  # fmt: skip
-    found = foreign_image_set(tmp_path, prompt_set_of("set", ["b", "a", "b"]))
+    found = foreign_image_set(tmp_path, prompt_set_of("set", ["b", "a", "b"]), 7)
     assert [path.name for path in found.paths] == ["1.png", "2.png", "3.png"] and list(found.seeds) == [7, None, 8]
     with pytest.raises(InputError, match="has no image of the prompt 'a'"):
-        foreign_image_set(tmp_path, prompt_set_of("set", ["a", "a"]))
+        foreign_image_set(tmp_path, prompt_set_of("set", ["a", "a"]), 0)
     (tmp_path / "2.png").unlink()
     with pytest.raises(InputError, match=r"2\.png, which is not there"):
-        foreign_image_set(tmp_path, prompt_set_of("set", ["a"]))
+        foreign_image_set(tmp_path, prompt_set_of("set", ["a"]), 0)
+
+
+def test_of_several_images_of_a_prompt_the_one_from_the_same_noise_is_taken(tmp_path):
+    _images(tmp_path, [
+        {"prompt": "a", "file": "1.png", "seed": 3},
+        {"prompt": "a", "file": "2.png", "seed": 8},
+        {"prompt": "a", "file": "3.png", "seed": 7},
+    ])  # fmt: skip
+    found = foreign_image_set(tmp_path, prompt_set_of("set", ["a", "a"]), 7)
+    assert [path.name for path in found.paths] == ["3.png", "2.png"]
+    assert [path.name for path in foreign_image_set(tmp_path, prompt_set_of("set", ["a"]), 50).paths] == ["1.png"]
+
+
+def test_images_that_cannot_be_compared_are_told_before_painting(tmp_path):
+    _images(tmp_path, [{"prompt": "a", "file": "1.png"}, {"prompt": "b", "file": "2.png", "size": (8, 9)}])
+    with pytest.raises(InputError, match=r"1\.png is 8×8 pixels and 2\.png 8×9"):
+        foreign_image_set(tmp_path, prompt_set_of("set", ["a", "b"]), 0)
+    (tmp_path / "2.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"2\.png is no image"):
+        foreign_image_set(tmp_path, prompt_set_of("set", ["a", "b"]), 0)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +135,14 @@ def test_foreign_images_come_in_the_order_of_the_sample(tmp_path):
 def test_damaged_lines_are_named(line, tmp_path):
     (tmp_path / "manifest.jsonl").write_text('{"prompt": "a", "file": "x"}\n' + line)
     with pytest.raises(InputError, match=r"manifest\.jsonl, line 2"):
-        foreign_image_set(tmp_path, prompt_set_of("set", ["a"]))
+        foreign_image_set(tmp_path, prompt_set_of("set", ["a"]), 0)
 
 
 @pytest.mark.parametrize("file", ["../secret.png", "/etc/secret.png", "a/../../secret.png"])
 def test_files_outside_the_folder_are_refused(file, tmp_path):
     (tmp_path / "manifest.jsonl").write_text(json.dumps({"prompt": "a", "file": file}))
     with pytest.raises(InputError, match="outside the folder"):
-        foreign_image_set(tmp_path, prompt_set_of("set", ["a"]))
+        foreign_image_set(tmp_path, prompt_set_of("set", ["a"]), 0)
 
 
 class _Wrapped(torch.Tensor):

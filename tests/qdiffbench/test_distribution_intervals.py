@@ -9,6 +9,7 @@ from halftone.qdiffbench.distribution_intervals import (
     frechet_interval,
     kid_difference,
     kid_interval,
+    sample_kid,
 )
 from halftone.qdiffbench.kernel_distance import kid
 from halftone.qdiffbench.moments import Moments, frechet_distance
@@ -115,6 +116,33 @@ def test_the_nearer_candidate_wins(difference):
     same = difference(a, a.copy(), reference, resamples=50)
     assert same.p_value == 1.0
     assert same.difference == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("difference", [frechet_difference, kid_difference])
+def test_a_few_prompts_prove_nothing(difference):
+    """However clear the case is: five coin flips fall alike once in 16 times."""
+    reference = np.random.default_rng(0).normal(size=(5, 2))
+    assert difference(reference, reference + 10.0, reference, resamples=400).p_value == 2.0**-4
+
+
+def test_a_difference_is_that_of_the_distances_over_the_same_prompts():
+    a, b, reference = triple(7, 60, 3, 0.9, 0.6)
+    one, two = (sample_kid(x, reference, resamples=20, seed=3) for x in (a, b))
+    found = kid_difference(a, b, reference, resamples=20, seed=3)
+    draws = np.random.default_rng(3).multinomial(60, np.full(60, 1 / 60), size=20)
+    assert (one.samples - two.samples).shape == (20,) and draws.shape == (20, 60)
+    rows = [np.repeat(np.arange(60), counts) for counts in draws[:2]]
+    for index, drawn in enumerate(rows):
+        pairs = [(i, j) for i in drawn for j in drawn if i != j]
+        left, right = (np.array(side) for side in zip(*pairs, strict=True))
+
+        def h(x, left=left, right=right):
+            k = lambda u, v: ((u * v).sum(axis=1) / 3 + 1.0) ** 3  # noqa: E731
+            y = reference
+            return (k(x[left], x[right]) + k(y[left], y[right]) - k(x[left], y[right]) - k(y[left], x[right])).mean()
+
+        assert one.samples[index] - two.samples[index] == pytest.approx(h(a) - h(b))
+    assert found.difference == pytest.approx(one.plain - two.plain)
 
 
 def test_the_reference_against_itself_is_zero():

@@ -36,6 +36,46 @@ def test_one_process_is_no_group(monkeypatch):
         assert processes() == 1 and Ranks.from_environment() == Ranks(0, 1)
 
 
+@pytest.mark.parametrize("prefix", ["PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"])
+def test_ranks_of_mpi_are_understood(prefix, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(f"{prefix}SIZE", "4")
+    monkeypatch.setenv(f"{prefix}RANK", "3")
+    assert processes() == 4 and os.environ["RANK"] == "3"
+
+
+DIFFERENT = """
+import sys
+from halftone.errors import InputError
+from halftone.qdiffbench.ranks import Ranks
+ranks = Ranks.from_environment()
+ranks.agree({"same": 1}, "what they are")
+try:
+    ranks.agree({"same": 1, "threads": ranks.rank}, "what they are")
+except InputError as error:
+    print(error)
+if ranks.is_first:
+    sys.exit(0)
+try:
+    ranks.wait()
+except InputError as error:
+    print(error)
+"""
+
+
+def test_ranks_that_differ_or_end_are_told(tmp_path):
+    (tmp_path / "ranks.py").write_text(DIFFERENT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "ranks.py")], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.stdout.count("Process 1 differs from the first one in what they are: threads") == 2
+    assert done.stdout.count("Another process of this benchmark has ended") == 1
+
+
 def test_two_processes_give_the_results_of_one(sd_folder, sd_artifact, clip_folder, tmp_path):
     """torchrun with gloo: each paints every second image, and the first one measures."""
     (tmp_path / "set.txt").write_text("".join(f"a red cube {letter}\n" for letter in "abcdefg"))

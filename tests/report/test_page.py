@@ -151,7 +151,7 @@ def test_comparisons_are_sentences(bench):
 
 def test_plots_of_everything_take_the_colours_of_the_page(bench, large):
     drawings = re.findall(r"<svg.*?</svg>", bench.source, flags=re.DOTALL)
-    assert len(drawings) == 1 + 8 + 2 + 2 + 2 + 1  # ruler, metrics, scatters, histograms, drifts, bits
+    assert len(drawings) == 1 + 8 + 3 + 2 + 2 + 1  # ruler, metrics, scatters, histograms, drifts, bits
     for drawing in drawings:
         assert "var(--c0)" in drawing
         assert not re.search(r"#01[0-9a-f]{4}", drawing)

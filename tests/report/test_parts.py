@@ -148,6 +148,15 @@ def test_best_includes_what_is_not_distinguishable():
     assert [row.name for row in board.rows if not row.standing] == ["float64", "seed + 1000"]
 
 
+def test_without_a_comparison_nobody_is_best():
+    two = [candidate(n, (q, 0.97), 8, ["s"]) for n, q in (("a", 36.0), ("b", 35.9))]
+    results = results_of(two, ["s"], comparisons=[comparison("s", "ssim", "a", "b", 0.4, 0.1)])
+    board = boards(results, standings(results))[0]
+    names = [metric.name for metric in board.metrics]
+    best = {row.name: dict(zip(names, [cell and cell.best for cell in row.cells], strict=True)) for row in board.rows}
+    assert not best["a"]["psnr"] and not best["b"]["psnr"] and best["a"]["ssim"] and best["b"]["ssim"]
+
+
 def test_lower_is_better_is_heeded_and_unknown_metrics_keep_their_verdict():
     compared = [comparison("s", "latent_error", "a", "b", 0.001, -0.2), comparison("s", "psnr", "a", "b", 0.001, -2.0)]
     odd = comparison("s", "psnr", "a", "b", 0.001, 1.0).model_copy(update={"metric": "taste", "verdict": "a nicer"})

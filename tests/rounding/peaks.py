@@ -1,5 +1,5 @@
-"""What rounding really takes of the process's memory. Run by test_memory.py: prints for every case a JSON line with the
-bytes that were told beforehand and those that Linux saw at the peak.
+"""What rounding really takes of the process's memory. Run by test_rounding_memory.py: prints for every case a JSON line
+with the bytes that were told beforehand and those that Linux saw at the peak.
 
 In a process of its own, whose large tensors each are a mapping of their own (see there), so that what was freed before
 does not hide what is taken now.

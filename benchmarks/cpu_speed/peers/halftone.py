@@ -19,11 +19,12 @@ from benchmarks.cpu_speed.peers.pytorch import compile_unet
 from benchmarks.cpu_speed.unets import UNET, call_unet, cast, channels_last, open_unet, unet_in
 from halftone.artifact.attach import attach
 from halftone.artifact.config import HalftoneConfig
-from halftone.attention import use_attention
+from halftone.attention import running_attention, use_attention
 from halftone.denoiser import choose_layers, set_submodule
 from halftone.errors import HalftoneError
 from halftone.kernels import kernel_report
 from halftone.layers import quantize_layer
+from halftone.native import unavailable as native_unavailable
 from halftone.numerics import range_to_qparams
 from halftone.recipe import Recipe
 from halftone.timesteps import TimestepSlots
@@ -78,14 +79,14 @@ def build(job: Job, dtype: str) -> Built:
         # kept and put back, not made anew: a processor remembers the text's keys and values
         prepare = partial(_set_processors, unet, dict(unet.attn_processors))
         calls[name] = Call(partial(call_unet, unet, inputs, timestep), timestep, prepare)
-    return Built(calls, failures, _notes)
+    return Built(calls, failures, partial(_notes, unet))
 
 
 def build_compiled(job: Job, dtype: str) -> Built:
     """The same under torch.compile."""
     unet = compile_unet(unet_in(job.folder("halftone") / UNET, getattr(torch, dtype)))
     inputs = cast(inputs_of(job.of), unet.dtype)
-    return Built({"": Call(partial(call_unet, unet, inputs, ORDINARY))}, notes=_notes)
+    return Built({"": Call(partial(call_unet, unet, inputs, ORDINARY))}, notes=partial(_notes, unet))
 
 
 def _observe(job: Job, unet: Any, layers: Mapping[str, nn.Module], timestep: int) -> _Ranges:
@@ -116,6 +117,10 @@ def _set_processors(unet: Any, processors: Mapping[str, Any]) -> None:
     unet.set_attn_processor(dict(processors))
 
 
-def _notes() -> dict[str, Any]:
-    """Which kernels ran the layers, and why none that would be faster."""
-    return {"kernels": kernel_report()}
+def _notes(unet: Any) -> dict[str, Any]:
+    """What ran, and why nothing faster."""
+    return {
+        "kernels": kernel_report(),
+        "attention": running_attention(unet),
+        "native": native_unavailable() or "available",
+    }

@@ -55,8 +55,10 @@ def correction_words(facts: Mapping[str, Any]) -> str:
         return ""
     aims = {"drift": "the next latents of the full-precision trajectory"}
     aim = aims.get(correction["kind"], "the full-precision prediction at the same input")
+    guidance = facts["calibration"].get("guidance_scale")
+    fitted = "" if guidance is None else f", fitted at guidance {guidance:g}"
     spans = [f"{name} from {low:.4g} to {high:.4g}" for name, (low, high) in correction["fitted"].items()]
-    return f"{correction['kind']}, towards {aim}; {', '.join(spans)}"
+    return f"{correction['kind']}, towards {aim}{fitted}; {', '.join(spans)}"
 
 
 def relaxation_words(facts: Mapping[str, Any]) -> str:

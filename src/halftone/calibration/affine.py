@@ -14,7 +14,9 @@ The unbiased gain asks that the error which is left, g e + b - w, has nothing of
 
 With s as an instrument (Fuller, "Measurement Error Models", 1987, section 1.4) noise in e and noise in w both drop
 out, and a prediction that is k times too large gets 1/k whatever the noise. Where w = s, it inverts the regression of
-e on w.
+e on w. All of that holds for noise that is uncorrelated with s, so for predictions at the same input. Where e was
+predicted at other latents than s ('drift'), they differ because the trajectories have parted: of e with correlation r
+and of the size of s it makes e / r, farther from w than e is. There least squares is the nearer one.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ GainRule = Literal["none", "unbiased", "least_squares"]
 _KEY = "correction"
 _ROWS = 8  # count, sums of e, w, s, and of their products
 _ROUNDING = 1e-9
+_PIXELS_AT_ONCE = 1 << 16
 
 
 class Moments:
@@ -49,9 +52,11 @@ class Moments:
         Args:
             weight: of a squared error in these pixels, against those of other calls.
         """
-        e, w, s = (value.detach().reshape(-1, value.shape[-1]).to(torch.float64) for value in (seen, wanted, signal))
-        products = (torch.ones_like(e), e, w, s, e * e, e * w, e * s, w * s)
-        self.sums += weight * torch.stack([product.sum(0) for product in products]).cpu()
+        flat = (value.detach().reshape(-1, value.shape[-1]).split(_PIXELS_AT_ONCE) for value in (seen, wanted, signal))
+        for part in zip(*flat, strict=True):
+            e, w, s = (value.to(torch.float64) for value in part)
+            products = (torch.ones_like(e), e, w, s, e * e, e * w, e * s, w * s)
+            self.sums += weight * torch.stack([product.sum(0) for product in products]).cpu()
 
     def fit(self, rule: GainRule, max_gain: float) -> tuple[Tensor, Tensor]:
         """Gain and bias of each channel.

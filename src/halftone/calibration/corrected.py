@@ -98,7 +98,8 @@ class SameInputLockstep(CorrectedLockstep):
 
 
 class DriftLockstep(CorrectedLockstep):
-    """Corrects such that the next latents come nearest to those of the full-precision trajectory.
+    """Corrects such that the next latents come nearest to those of the full-precision trajectory (with a gain by least
+    squares; the unbiased one leaves nothing of the signal in what is missing instead).
 
     The next latents are affine in the guided prediction e: x' = r e + (what the sampler adds of latents, earlier
     predictions and noise). So the prediction that leads from here to the full-precision latents y' is

@@ -71,9 +71,10 @@ class CorrectionPlan:
         return self.path is None
 
     def memory_bytes(self, module: nn.Module, trace: Trace, prompts: int) -> int:
-        """What is kept for the fit: two float32 latents a prompt and step, or int8 weights beside the floats."""
+        """What is kept for the fit: two float32 latents a prompt and step, or int8 weights beside the floats, which
+        kernels may hold a second time in an order of their own."""
         if self.path is None:
-            return sum(parameter.numel() for parameter in module.parameters())
+            return 2 * sum(parameter.numel() for parameter in module.parameters())
         output = zero_output(module, trace.args, trace.kwargs)
         return 2 * 4 * output[0].numel() * prompts * len(self.calls)
 

@@ -82,19 +82,21 @@ def estimate_cost(
     prompts, calls = len(settings.prompts), len(trace.timesteps)
     rows = min(settings.batch_size, prompts) * max(1, trace.rows)
     weights = sum(_bytes(part) for part in pipeline.components.values() if isinstance(part, nn.Module))
-    if not passes_per_call:
-        return CostEstimate(0, 0.0, weights)
-    kept = prompts * _argument_bytes(trace) + kept_bytes
+    kept = prompts * _argument_bytes(trace) + kept_bytes if passes_per_call else 0
     traced = _run_on_fakes(module, trace, rows)
     passes, passes_done = prompts * calls * passes_per_call, prompts * passes_done
     if traced is None:
         return CostEstimate(passes, None, weights + kept, passes_done)
     micro_batches = -(-prompts // settings.batch_size) * calls
-    in_float, in_integers = _rates(next(module.parameters()).device)
-    rates = [in_float] if passes_per_call == 1 else [in_float] * (passes_per_call - 1) + [in_integers]
-    seconds = [micro_batches * (traced.flops / rate + traced.operations * _SECONDS_PER_OPERATION) for rate in rates]
-    left = sum(seconds) * (1 - passes_done / passes)
-    return CostEstimate(passes, left, weights + kept + traced.peak_bytes, passes_done, seconds[0])
+    in_float, in_integers = (
+        micro_batches * (traced.flops / rate + traced.operations * _SECONDS_PER_OPERATION)
+        for rate in _rates(next(module.parameters()).device)
+    )
+    if not passes:
+        return CostEstimate(0, 0.0, weights, pass_seconds=in_float)
+    seconds = in_float if passes_per_call == 1 else in_float * (passes_per_call - 1) + in_integers
+    left = seconds * (1 - passes_done / passes)
+    return CostEstimate(passes, left, weights + kept + traced.peak_bytes, passes_done, in_float)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from halftone.calibration.trace import Trace
 from halftone.calibration.trajectory import spread
 from halftone.calibration.walks import Walks, measure_units
 from halftone.calibration.weights import find_units
+from halftone.errors import CalibrationError
 from halftone.microbatch import batch_size
 from halftone.quantities import memory_text, time_text
 from halftone.recipe import Recipe
@@ -108,6 +109,8 @@ def _walks(
         with torch.no_grad(), evaluating(module), FakeTensorMode(allow_non_fake_inputs=True):
             args, kwargs = tree_map(faker(total, micro_batch), (trace.args, dict(trace.kwargs)))
             sizes = measure_units(module, units, rule, args, kwargs)
+    except CalibrationError:
+        raise
     except Exception:  # whatever a model does that needs data: the estimate is a courtesy, not a condition
         return None
     return Walks(units, sizes, rule, rows, settings.memory_budget)

@@ -59,10 +59,13 @@ class SamplerCall:
             guided += weight * half
         return guided
 
-    def next_latents(self, scheduler: Any, prediction: Tensor, sample: Tensor) -> Tensor:
+    def next_latents(self, scheduler: Any, prediction: Tensor, sample: Tensor, seed: int = 0) -> Tensor:
         """What a scheduler in its present state would make of latents and a guided prediction, float32.
 
         The scheduler stays as it is. Its noise is always the same one, so that two trajectories can be compared.
+
+        Args:
+            seed: of torch's own random numbers, which a scheduler should not need beside its generator.
         """
         probe = copy.deepcopy(scheduler)
         probe.__dict__.pop("step", None)  # that of `watching`
@@ -70,7 +73,7 @@ class SamplerCall:
         if "generator" in inspect.signature(probe.step).parameters:
             options["generator"] = torch.Generator().manual_seed(0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             result = probe.step(model_output=prediction.float(), sample=sample.float(), **options)
         return _latents(result).float()
 
@@ -164,6 +167,8 @@ class _Trial:
             raise self._refusal("changes the latents between its steps", _BIAS)
         change = guided.float()
         once, twice = (call.next_latents(self.scheduler, times * change, sample) for times in (1, 2))
+        if not torch.equal(once, call.next_latents(self.scheduler, change, sample, seed=1)):
+            raise self._refusal(f"has a {type(self.scheduler).__name__} with random numbers of its own", _BIAS)
         answer = twice - once
         response = _settled(float((answer * change).double().sum() / (change * change).double().sum()))
         rounding = _ROUNDING * float(once.norm())

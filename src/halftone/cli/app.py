@@ -13,6 +13,7 @@ from halftone.cli.generate import generate
 from halftone.cli.inspect import inspect
 from halftone.cli.quantize import quantize
 from halftone.cli.recipes import recipes
+from halftone.cli.sensitivity import sensitivity
 
 app = typer.Typer(
     name="halftone",
@@ -27,6 +28,7 @@ app.command()(quantize)
 app.command()(generate)
 app.command()(inspect)
 app.command()(bench)
+app.command()(sensitivity)
 app.command()(demo)
 app.command()(card)
 app.command()(recipes)

@@ -46,20 +46,14 @@ def bench(
     seed: options.Seed = 0,
     height: options.Height = None,
     width: options.Width = None,
-    features: Annotated[
-        list[str] | None, typer.Option("--features", help="clip, inception or dinov2, with :SOURCE; can be repeated.")
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option("--clip", help="CLIPModel of the scores: folder, hub id, bundled:NAME or none.")
-    ] = None,
+    features: options.Features = None,
+    clip: options.Clip = None,
     lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS too (an optional extra).")] = False,
     noise_floor: Annotated[
         str, typer.Option("--noise-floor", help="The reference against itself: dtype,seed, one of them, or none.")
     ] = "dtype,seed",
     noise_images: Annotated[int, typer.Option("--noise-images", min=4, help="Of each set, for the noise floor.")] = 256,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Where the reference's images are kept for later benchmarks.")
-    ] = None,
+    cache: options.Cache = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table for a README on stdout.")] = False,
@@ -73,12 +67,15 @@ def bench(
     quiet_libraries()
     if debug:
         show_kernels()
+    from halftone.errors import InputError
     from halftone.generation import GenerationSettings
     from halftone.qdiffbench.bench import BenchRequest
     from halftone.qdiffbench.bench import bench as run
     from halftone.qdiffbench.folders import compare_folders
 
-    extractors, judge = _judges(reference, images, features, clip)
+    if images and num_images is not None:
+        raise InputError("--num-images has no meaning with --images: all images of the folders are compared.")
+    extractors, judge = chosen_judges(reference, features, clip, images)
     request = BenchRequest(
         reference=reference,
         candidates=tuple(candidates),
@@ -119,14 +116,19 @@ def default_cache() -> Path:
     return Path(os.environ.get("HALFTONE_CACHE") or Path(home) / "halftone") / "bench"
 
 
-def _judges(
-    reference: str, images: bool, features: list[str] | None, clip: str | None
+def chosen_judges(
+    reference: str, features: list[str] | None, clip: str | None, images: bool = False
 ) -> tuple[tuple[str, ...], str | None]:
-    """The feature extractors, and the CLIPModel of the scores or None, that the options ask for."""
+    """The feature extractors, and the CLIPModel of the scores or None, that the options ask for.
+
+    Args:
+        images: whether the reference is a folder of images.
+    """
     named = next((one.removeprefix("clip:") for one in features or () if images and one.startswith("clip:")), None)
     usual = named or _usual_clip(reference, images and clip in (None, NONE))
     judge = clip or usual
-    extractors = tuple(features or [f"clip:{usual if judge == NONE else judge}"])
+    of_scores = f"clip:{usual if judge == NONE else judge}"
+    extractors = tuple(of_scores if one == "clip" else one for one in features or ["clip"])
     return extractors, None if judge == NONE else judge
 
 
@@ -137,9 +139,10 @@ def _usual_clip(reference: str, look: bool) -> str:
         look: whether the reference is a folder of images, whose size tells.
     """
     from halftone.qdiffbench.clip_model import DEFAULT_CLIP
+    from halftone.qdiffbench.contestants import Contestant
 
     if not look:
-        return BUNDLED_CLIP if reference.startswith("bundled:") else DEFAULT_CLIP
+        return BUNDLED_CLIP if Contestant.parse(reference).model_source.startswith("bundled:") else DEFAULT_CLIP
     from halftone.qdiffbench.foreign_images import all_images
     from halftone.qdiffbench.image_files import read_image
 

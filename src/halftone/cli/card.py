@@ -23,6 +23,7 @@ def card(
     from halftone.artifact.inspection import inspect_artifact
     from halftone.errors import InputError
     from halftone.files import output_errors, write_atomically
+    from halftone.qdiffbench.contestants import Contestant
     from halftone.qdiffbench.results import Results
     from halftone.report import model_card
 
@@ -33,6 +34,9 @@ def card(
             measured = Results.from_json(results.read_bytes())
         except OSError as error:
             raise InputError(f"{results} cannot be read: {error.strerror}.") from error
+        sha256 = Contestant.parse(str(artifact)).sha256()
+        if sha256 not in {one.sha256 for one in measured.candidates}:
+            raise InputError(f"{results} measured no candidate that is {artifact}; run `halftone bench` with it.")
     text = model_card(facts, measured)
     if out is None:
         print(text)

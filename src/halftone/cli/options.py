@@ -43,6 +43,15 @@ Attention = Annotated[
     str | None,
     typer.Option("--attention", help="float, bfloat16, int8 or auto: what attention rounds to on a CPU."),
 ]
+Features = Annotated[
+    list[str] | None, typer.Option("--features", help="clip, inception or dinov2, with :SOURCE; can be repeated.")
+]
+Clip = Annotated[
+    str | None, typer.Option("--clip", help="CLIPModel of the scores: folder, hub id, bundled:NAME or none.")
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Where the reference's images are kept for later benchmarks.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and which kernels run.")]
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
 from halftone.qdiffbench.clip_model import ClipExtractor, ClipModel
+from halftone.qdiffbench.comparisons import COMPARED, DISTANCES, comparisons
 from halftone.qdiffbench.contestants import Contestant, unique_names
-from halftone.qdiffbench.differences import Difference, paired_difference
-from halftone.qdiffbench.directions import higher_is_better
-from halftone.qdiffbench.distribution_intervals import frechet_difference, kid_difference
 from halftone.qdiffbench.environment import describe_environment
 from halftone.qdiffbench.features import build_extractor
 from halftone.qdiffbench.image_files import read_image
@@ -24,17 +24,14 @@ from halftone.qdiffbench.perceptual import Lpips
 from halftone.qdiffbench.prompt_sets import PromptSet
 from halftone.qdiffbench.ranks import Ranks
 from halftone.qdiffbench.request import BenchRequest, ProgressBar, check_request, claim, sampled_prompts
-from halftone.qdiffbench.results import Candidate, Comparison, Gap, Model, NoiseFloor, PromptSetFacts, Results, Settings
+from halftone.qdiffbench.results import Candidate, Gap, Model, NoiseFloor, PromptSetFacts, Results, Settings
 from halftone.qdiffbench.set_results import SetResult
-from halftone.qdiffbench.steps import Steps
 from halftone.qdiffbench.studio import Painted, Studio
 
-__all__ = ["RESULTS", "BenchOutcome", "BenchRequest", "bench", "load_judges"]
+__all__ = ["RESULTS", "BenchOutcome", "BenchRequest", "bench", "load_judges", "model_record", "settings_record"]
 
 RESULTS = "results.json"
-HUNDREDTHS = 100  # units of progress of a part whose own are not known
-COMPARED = ("psnr", "ssim", "ms_ssim", "lpips", "latent_error", "clip_score", "attribute_accuracy")
-GAPS = (*COMPARED, "fid_to_fp", "kid_to_fp")
+GAPS = (*COMPARED, *DISTANCES)
 
 
 @dataclass(frozen=True)
@@ -109,11 +106,13 @@ class _Measuring:
         kept = [self._floor(kind, one, shown) for kind, one in floors.items()]
         results = Results(
             environment=describe_environment(self.request.device),
-            settings=self._settings(shown),
-            reference=_model(Model, reference, shown),
+            settings=settings_record(self.request, self.judges, shown, self.prompts, self.ranks.world),
+            reference=model_record(Model, reference, shown),
             candidates=tuple(self._candidate(one, painted[one.name], measured) for one in candidates),
             noise_floor=tuple(floor for floor, _ in kept),
-            comparisons=tuple(self._comparisons([one.name for one in candidates], measured)),
+            comparisons=comparisons(
+                [one.name for one in candidates], [*self.prompts], measured, self.request.bootstrap_seed
+            ),
             warnings=self._warnings(shown, painted, measured, [text for _, told in kept for text in told]),
         )
         pairs = {
@@ -141,6 +140,17 @@ class _Measuring:
                 found.append(
                     f"The sampler of {name} is configured otherwise than the reference's: {', '.join(different)}."
                 )
+        again = [name for name, one in painted.items() if one.is_older]
+        if again:
+            found.append(
+                f"Images of {', '.join(again)} were painted in an earlier run, and so was some of their cost measured;"
+                " compare it with care."
+            )
+        if len(painted) > 1 and torch.device(self.request.device).type == "cpu":
+            found.append(
+                "Peak memory on a CPU is that of the process: of several candidates the later ones inherit what earlier"
+                " ones left behind; measure memory with one candidate a run."
+            )
         if shown.is_older:
             found.append(
                 "Images of the reference come from the cache: its times and memory were measured in an earlier run, so"
@@ -163,7 +173,7 @@ class _Measuring:
             for metric in GAPS
             if metric in means[a] and metric in means[b]
         ]
-        return _model(Candidate, one, painted, sets=sets, gaps=tuple(gaps))
+        return model_record(Candidate, one, painted, sets=sets, gaps=tuple(gaps))
 
     def _floor(self, kind: str, painted: Painted, shown: Painted) -> tuple[NoiseFloor, list[str]]:
         """The floor, and what a reader must know of it."""
@@ -183,53 +193,6 @@ class _Measuring:
         else:
             floor = NoiseFloor(name="the reference from another initial noise", kind="seed", sets=sets)
         return floor, [f"Noise floor, {floor.name}: {text}" for text in told]
-
-    def _comparisons(self, names: Sequence[str], measured: Mapping[tuple[str, str], Measured]) -> Iterator[Comparison]:
-        seed = self.request.bootstrap_seed
-        for set_name in self.prompts:
-            for a, b in combinations(names, 2):
-                first, second = measured[a, set_name], measured[b, set_name]
-                for metric in COMPARED:
-                    # where one was followed on fewer prompts than the other, their latents cannot be paired
-                    if len(first.values.get(metric, ())) == len(second.values.get(metric, ())) > 0:
-                        difference = paired_difference(first.values[metric], second.values[metric], seed=seed)
-                        yield _comparison(set_name, metric, a, b, difference)
-                main = next(iter(self.judges.extractors))
-                trio = first.features[main], second.features[main], first.reference_features[main]
-                with self.progress(f"comparing {a} with {b}, {set_name}") as advance:
-                    steps = Steps(advance, 2 * HUNDREDTHS)
-                    with steps.part(HUNDREDTHS) as one:
-                        frechet = frechet_difference(*trio, seed=seed, progress=one)
-                    with steps.part(HUNDREDTHS):
-                        kernel = kid_difference(*trio, seed=seed)
-                yield _comparison(set_name, "fid_to_fp", a, b, frechet)
-                yield _comparison(set_name, "kid_to_fp", a, b, kernel)
-
-    def _settings(self, shown: Painted) -> Settings:
-        first = read_image(next(iter(shown.sets.values())).paths[0])
-        settings, judges = self.request.settings, self.judges
-        main, *others = judges.extractors
-        return Settings(
-            scheduler=shown.facts.get("scheduler"),
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale
-            if settings.guidance_scale is not None
-            else shown.facts.get("default_guidance"),
-            seed=settings.seed,
-            width=first.shape[1],
-            height=first.shape[0],
-            prompt_sets={
-                name: PromptSetFacts(source=one.source, sha256=one.sha256, n=len(one.entries))
-                for name, one in self.prompts.items()
-            },
-            features=judges.extractors[main].identity,
-            other_features={name: judges.extractors[name].identity for name in others},
-            clip=judges.clip.identity if judges.clip is not None else None,
-            lpips=judges.lpips.identity if judges.lpips is not None else None,
-            bootstrap_seed=self.request.bootstrap_seed,
-            processes=self.ranks.world,
-            commands=self.request.commands,
-        )
 
 
 def load_judges(request: BenchRequest) -> Judges:
@@ -259,21 +222,43 @@ def _gap_values(measured: Measured) -> dict[str, float]:
     return {**means, "fid_to_fp": plain if unbiased is None else unbiased, "kid_to_fp": measured.result.kid_to_fp}
 
 
-def _comparison(set_name: str, metric: str, a: str, b: str, difference: Difference) -> Comparison:
-    return Comparison(
-        set=set_name,
-        metric=metric,
-        a=a,
-        b=b,
-        difference=difference.difference,
-        ci95=(difference.low, difference.high),
-        p_value=difference.p_value,
-        n=difference.n,
-        verdict=difference.verdict(a, b, higher_is_better=higher_is_better(metric)),
+def settings_record(
+    request: BenchRequest, judges: Judges, shown: Painted, prompts: Mapping[str, PromptSet], processes: int = 1
+) -> Settings:
+    """What was asked for, as results tell it.
+
+    Args:
+        shown: the reference's images.
+        prompts: the sample of each set.
+    """
+    first = read_image(next(iter(shown.sets.values())).paths[0])
+    settings = request.settings
+    main, *others = judges.extractors
+    return Settings(
+        scheduler=shown.facts.get("scheduler"),
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale
+        if settings.guidance_scale is not None
+        else shown.facts.get("default_guidance"),
+        seed=settings.seed,
+        width=first.shape[1],
+        height=first.shape[0],
+        prompt_sets={
+            name: PromptSetFacts(source=one.source, sha256=one.sha256, n=len(one.entries))
+            for name, one in prompts.items()
+        },
+        features=judges.extractors[main].identity,
+        other_features={name: judges.extractors[name].identity for name in others},
+        clip=judges.clip.identity if judges.clip is not None else None,
+        lpips=judges.lpips.identity if judges.lpips is not None else None,
+        bootstrap_seed=request.bootstrap_seed,
+        processes=processes,
+        commands=request.commands,
     )
 
 
-def _model(kind: type[Any], one: Contestant, painted: Painted, **more: Any) -> Any:
+def model_record(kind: type[Any], one: Contestant, painted: Painted, **more: Any) -> Any:
+    """The record of a model, of the kind `Model` or `Candidate`."""
     records = [record for gallery in painted.galleries.values() for record in gallery.records().values()]
     facts = {name: value for name, value in painted.facts.items() if name in kind.model_fields}
     facts["kernels"] = tuple(facts.get("kernels", ()))

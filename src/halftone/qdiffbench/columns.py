@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from halftone.qdiffbench.differences import paired_difference
 from halftone.qdiffbench.directions import higher_is_better
-from halftone.qdiffbench.distribution_intervals import frechet_interval, kid_interval
+from halftone.qdiffbench.distribution_intervals import (
+    SampledDistance,
+    frechet_estimate,
+    kid_estimate,
+    sample_frechet,
+    sample_kid,
+)
 from halftone.qdiffbench.intervals import summarize
 from halftone.qdiffbench.kernel_distance import kid_over_subsets
 from halftone.qdiffbench.set_results import Distances, KidSubsets, Mean, Summary
@@ -68,17 +74,33 @@ def value_fields(columns: Columns, seed: int) -> dict[str, Any]:
     return fields
 
 
-def distances(
-    ours: Features, theirs: Features, seed: int, progress: Progress = _silent, kid_subsets: bool = True
-) -> Distances:
-    """Distances of (n, d) features with their intervals.
+@dataclass(frozen=True)
+class SampledDistances:
+    """Both distances under one feature extractor, with their samples."""
+
+    frechet: SampledDistance
+    kernel: SampledDistance
+
+
+def sample_distances(ours: Features, theirs: Features, seed: int, progress: Progress = _silent) -> SampledDistances:
+    """Distances of (n, d) features.
 
     Args:
         seed: of the resampling.
+    """
+    frechet = sample_frechet(ours, theirs, seed=seed, progress=progress)
+    return SampledDistances(frechet, sample_kid(ours, theirs, seed=seed))
+
+
+def distances(
+    ours: Features, theirs: Features, sampled: SampledDistances, seed: int, kid_subsets: bool = True
+) -> Distances:
+    """The record of `sample_distances` of the same features.
+
+    Args:
         kid_subsets: whether a kernel distance over subsets is wanted too, for sets that are large enough.
     """
-    fid = frechet_interval(ours, theirs, seed=seed, progress=progress)
-    kid = kid_interval(ours, theirs, seed=seed)
+    fid, kid = frechet_estimate(sampled.frechet), kid_estimate(sampled.kernel)
     return Distances(
         fid_to_fp=fid.mean,
         fid_to_fp_unbiased=fid.unbiased,

@@ -22,6 +22,8 @@ FloatArray = npt.NDArray[np.float64]
 Features = npt.NDArray[np.floating]
 Progress = Callable[[int, int], None]
 
+DRAWN_AT_ONCE = 50  # resamples, whose counts take 8 bytes a row while they are drawn
+
 
 def _silent(done: int, total: int) -> None:
     """No progress is shown."""
@@ -39,6 +41,71 @@ class DistanceEstimate(Estimate):
     """
 
     unbiased: float
+
+
+@dataclass(frozen=True)
+class SampledDistance:
+    """A distance and what it would be for other samples of the prompts.
+
+    Two candidates' with the same seed and number of prompts were drawn with the same prompts, so that samples may be
+    subtracted one by one: what makes a prompt easy or hard cancels.
+
+    Attributes:
+        plain: the distance of the sets as they are.
+        estimate: of its large-sample value.
+        samples: (resamples,) of the latter.
+        n: prompts.
+    """
+
+    plain: float
+    estimate: float
+    samples: FloatArray
+    n: int
+
+
+def sample_frechet(
+    candidate: Features, reference: Features, *, resamples: int = 200, seed: int = 0, progress: Progress = _silent
+) -> SampledDistance:
+    """What `frechet_interval` rests on; its arguments, errors, cost and limits."""
+    _check_pair(candidate, reference)
+    value = frechet_distance(*_moments((candidate, reference)))
+    truth = 2.0 * value - _half_samples((candidate, reference), frechet_distance, resamples, seed, progress)
+    return SampledDistance(value, float(truth.mean()), truth, len(reference))
+
+
+def sample_kid(candidate: Features, reference: Features, *, resamples: int = 1000, seed: int = 0) -> SampledDistance:
+    """What `kid_interval` rests on; its arguments, errors, cost and limits."""
+    check_features(candidate, reference, paired=True)
+
+    def products(i: slice, j: slice) -> FloatArray:
+        return _pair_products(candidate, reference, i, j)
+
+    value, resampled = _u_statistic_bootstrap(products, len(reference), resamples, seed)
+    return SampledDistance(value, value, resampled, len(reference))
+
+
+def frechet_estimate(sampled: SampledDistance, confidence: float = 0.95) -> DistanceEstimate:
+    """The interval of a Fréchet distance, which is not below 0."""
+    low, high = percentile_interval(sampled.samples, confidence)
+    unbiased = max(0.0, sampled.estimate)
+    return DistanceEstimate(sampled.plain, max(0.0, low), max(0.0, high), sampled.n, unbiased)
+
+
+def kid_estimate(sampled: SampledDistance, confidence: float = 0.95) -> Estimate:
+    """The interval of a kernel distance."""
+    low, high = percentile_interval(sampled.samples, confidence)
+    return Estimate(sampled.plain, low, high, sampled.n)
+
+
+def distance_difference(a: SampledDistance, b: SampledDistance, confidence: float = 0.95) -> Difference:
+    """Distance of A minus that of B, of the same kind, prompts and seed, in their large-sample values.
+
+    The smallest p-value is never below 2^(1 - n), which is what n coin flips can show at best.
+    """
+    samples = a.samples - b.samples
+    low, high = percentile_interval(samples, confidence)
+    p_value = min(1.0, max(two_sided_p(samples), 2.0 ** (1 - a.n)))
+    return Difference(a.estimate - b.estimate, low, high, p_value, a.n)
 
 
 def frechet_interval(
@@ -71,11 +138,8 @@ def frechet_interval(
     Raises:
         InputError: different shapes, fewer than four rows, a value not finite, or an argument out of its range.
     """
-    _check_pair(candidate, reference)
-    value = frechet_distance(*_moments((candidate, reference)))
-    truth = 2.0 * value - _half_samples((candidate, reference), frechet_distance, resamples, seed, progress)
-    low, high = percentile_interval(truth, confidence)
-    return DistanceEstimate(value, max(0.0, low), max(0.0, high), len(reference), max(0.0, float(truth.mean())))
+    sampled = sample_frechet(candidate, reference, resamples=resamples, seed=seed, progress=progress)
+    return frechet_estimate(sampled, confidence)
 
 
 def frechet_difference(
@@ -94,12 +158,9 @@ def frechet_difference(
     and it takes twice the time. The difference of the two plain values is *not* what is returned: their biases
     do not cancel, since the farther candidate has the larger one.
     """
-    _check_pair(a, reference)
-    _check_pair(b, reference)
-    value = _difference_of_three(*_moments((a, b, reference)))
-    truth = 2.0 * value - _half_samples((a, b, reference), _difference_of_three, resamples, seed, progress)
-    low, high = percentile_interval(truth, confidence)
-    return Difference(float(truth.mean()), low, high, two_sided_p(truth), len(reference))
+    first = sample_frechet(a, reference, resamples=resamples, seed=seed, progress=progress)
+    second = sample_frechet(b, reference, resamples=resamples, seed=seed, progress=progress)
+    return distance_difference(first, second, confidence)
 
 
 def kid_interval(
@@ -112,19 +173,12 @@ def kid_interval(
     only says that zero is not excluded.
 
     Cost: the kernel matrices once, and n² · resamples products: about 1 s for 2,048 images of 256 features.
-    Memory: n · resamples weights of 8 bytes (16 MB) and a block of rows; the features may be memory maps.
+    Memory: n · resamples counts of 2 bytes (4 MB) and blocks of rows; the features may be memory maps.
 
     Raises:
         InputError: different shapes, fewer than two rows, a value not finite, or an argument out of its range.
     """
-    check_features(candidate, reference, paired=True)
-
-    def products(i: slice, j: slice) -> FloatArray:
-        return _pair_products(candidate, reference, i, j)
-
-    value, resampled = _u_statistic_bootstrap(products, len(reference), resamples, seed)
-    low, high = percentile_interval(resampled, confidence)
-    return Estimate(value, low, high, len(reference))
+    return kid_estimate(sample_kid(candidate, reference, resamples=resamples, seed=seed), confidence)
 
 
 def kid_difference(
@@ -137,19 +191,9 @@ def kid_difference(
     seed: int = 0,
 ) -> Difference:
     """Paired kernel distance of A minus that of B, both to the reference; otherwise as :func:`kid_interval`."""
-    check_features(a, reference, paired=True)
-    check_features(b, reference, paired=True)
-
-    def products(i: slice, j: slice) -> FloatArray:
-        return _pair_products(a, reference, i, j) - _pair_products(b, reference, i, j)
-
-    value, resampled = _u_statistic_bootstrap(products, len(reference), resamples, seed)
-    low, high = percentile_interval(resampled, confidence)
-    return Difference(value, low, high, two_sided_p(resampled), len(reference))
-
-
-def _difference_of_three(a: Moments, b: Moments, reference: Moments) -> float:
-    return frechet_distance(a, reference) - frechet_distance(b, reference)
+    first = sample_kid(a, reference, resamples=resamples, seed=seed)
+    second = sample_kid(b, reference, resamples=resamples, seed=seed)
+    return distance_difference(first, second, confidence)
 
 
 def _check_pair(candidate: Features, reference: Features) -> None:
@@ -198,23 +242,34 @@ def _u_statistic_bootstrap(
 ) -> tuple[float, FloatArray]:
     """The mean of h over pairs of different rows, and the same under ``resamples`` multinomial weights."""
     _check_resamples(resamples)
-    generator = np.random.default_rng(seed)
-    # column 0 is the sample as it is, so the estimate and its resamples are one computation
-    weights = np.ones((n, resamples + 1))
-    weights[:, 1:] = generator.multinomial(n, np.full(n, 1.0 / n), size=resamples).T
-    sums = np.zeros(resamples + 1)
+    counts = _drawn_counts(n, resamples, seed)
+    sums, pairs = np.zeros(resamples + 1), np.zeros(resamples + 1)
     for start_i in range(0, n, BLOCK):
         i = slice(start_i, start_i + BLOCK)
+        weights = counts[i].astype(np.float64)
+        pairs -= (weights**2).sum(axis=0)
         for start_j in range(0, n, BLOCK):
             j = slice(start_j, start_j + BLOCK)
             block = products(i, j)
             if start_i == start_j:
                 np.fill_diagonal(block, 0.0)
-            sums += np.einsum("ir,ir->r", weights[i], block @ weights[j])
-    pairs = weights.sum(axis=0) ** 2 - (weights**2).sum(axis=0)
+            sums += np.einsum("ir,ir->r", weights, block @ counts[j].astype(np.float64))
+    pairs += float(n) ** 2
     # n draws of one and the same row have no pair; of two or three rows that can happen
     values = np.divide(sums, pairs, out=np.zeros_like(sums), where=pairs > 0.0)
     return float(values[0]), values[1:]
+
+
+def _drawn_counts(n: int, resamples: int, seed: int) -> npt.NDArray[np.uint16]:
+    """How often each row is in each resample: (n, resamples + 1); column 0 is the sample as it is, so that the estimate
+    and its resamples are one computation."""
+    generator = np.random.default_rng(seed)
+    counts = np.ones((n, resamples + 1), np.uint16)
+    for start in range(0, resamples, DRAWN_AT_ONCE):
+        drawn = min(DRAWN_AT_ONCE, resamples - start)
+        part = generator.multinomial(n, np.full(n, 1.0 / n), size=drawn)
+        counts[:, 1 + start : 1 + start + drawn] = part.T
+    return counts
 
 
 def _check_resamples(resamples: int) -> None:

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ import torch
 from halftone.qdiffbench.results import Environment
 
 _LIBRARIES = ("halftone", "torch", "diffusers", "transformers")
+#: What measures, and what a candidate may have been quantized with; named where it is installed.
+_OTHERS = ("numpy", "pillow", "torch-fidelity", "lpips", "torchao", "optimum-quanto")
 
 
 def library_versions() -> dict[str, str]:
@@ -20,11 +23,19 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
+def _installed(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def describe_environment(device: str) -> Environment:
     """This machine, now."""
     accelerator = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return Environment(
-        versions={"python": platform.python_version(), **library_versions()},
+        versions={"python": platform.python_version(), **library_versions(), **_installed(_OTHERS)},
         platform=f"{platform.system()} {platform.machine()}",
         processor=processor_name(),
         accelerator=accelerator,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from halftone.errors import InputError
 from halftone.files import output_errors, write_atomically
 from halftone.qdiffbench.bench import RESULTS, BenchOutcome, BenchRequest, load_judges
+from halftone.qdiffbench.comparisons import comparisons
 from halftone.qdiffbench.environment import describe_environment
 from halftone.qdiffbench.foreign_images import MANIFEST, all_images, partners, read_manifest
 from halftone.qdiffbench.image_files import read_image
@@ -38,10 +40,11 @@ def compare_folders(request: BenchRequest, progress: ProgressBar, ranks: Ranks |
     prompts = _prompts(Path(request.reference), reference)
     judges = load_judges(request if prompts is not None else _without_scores(request))
     view = ReferenceViews(judges, reference, prompts)
-    names = [Path(text).name or text for text in request.candidates]
+    named = [_named(text) for text in request.candidates]
+    names = [name for name, _ in named]
     if len(set(names)) != len(names):
         names = list(request.candidates)
-    sets = [partners(reference, Path(text)) for text in request.candidates]
+    sets = [partners(reference, folder) for _, folder in named]
     measured = {}
     for name, images in zip(names, sets, strict=True):
         with progress(f"measuring {name}") as advance:
@@ -65,8 +68,9 @@ def compare_folders(request: BenchRequest, progress: ProgressBar, ranks: Ranks |
         reference=Model(name=Path(request.reference).name or request.reference, source=request.reference),
         candidates=tuple(
             Candidate(name=name, source=text, sets={SET: measured[name, SET].result})
-            for name, text in zip(names, request.candidates, strict=True)
+            for name, text in zip(names, (str(folder) for _, folder in named), strict=True)
         ),
+        comparisons=comparisons(names, [SET], measured, request.bootstrap_seed),
         warnings=tuple(dict.fromkeys(text for one in measured.values() for text in one.warnings)),
     )
     with output_errors(f"The results in {request.out}"):
@@ -79,6 +83,14 @@ def compare_folders(request: BenchRequest, progress: ProgressBar, ranks: Ranks |
     return BenchOutcome(results, measured, pairs, {SET: known})
 
 
+def _named(text: str) -> tuple[str, Path]:
+    """Name and folder of a candidate, which may be given as NAME=FOLDER."""
+    name, equals, rest = text.partition("=")
+    if equals and name and "/" not in name and not Path(text).exists():
+        return name, Path(rest)
+    return Path(text).name or text, Path(text)
+
+
 def _without_scores(request: BenchRequest) -> BenchRequest:
     return replace(request, clip=None)
 
@@ -87,7 +99,7 @@ def _prompts(folder: Path, images: ImageSet) -> PromptSet | None:
     """The prompts of the images in their order; None without a manifest."""
     if not (folder / MANIFEST).is_file():
         return None
-    by_file = {entry["file"]: entry["prompt"] for entry in read_manifest(folder)}
+    by_file = {os.path.normpath(entry["file"]): entry["prompt"] for entry in read_manifest(folder)}
     missing = [path.name for path in images.paths if path.name not in by_file]
     if missing:
         raise InputError(f"{folder / MANIFEST} says nothing of {missing[0]}; remove the image or add its line.")

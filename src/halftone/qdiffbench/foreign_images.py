@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from halftone.errors import InputError
 from halftone.qdiffbench.measure import ImageSet
 from halftone.qdiffbench.prompt_sets import PromptSet
@@ -16,28 +18,57 @@ MANIFEST = "manifest.jsonl"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def foreign_image_set(folder: Path, prompts: PromptSet) -> ImageSet:
+def foreign_image_set(folder: Path, prompts: PromptSet, first_seed: int) -> ImageSet:
     """The images of a folder for the prompts of a sample, in its order.
 
     ``manifest.jsonl`` has an object a line with ``prompt``, ``file`` and perhaps ``seed``, as `halftone generate`
-    writes it.
+    writes it. Of several images of a prompt the one whose seed is the reference's is taken, else the first.
+
+    Args:
+        first_seed: of the reference's first image; that of image i is ``first_seed + i``.
 
     Raises:
-        InputError: the manifest is missing or damaged, or has no image of a prompt, or one that is not there.
+        InputError: the manifest is missing or damaged, or has no image of a prompt, or one that is not there, cannot be
+            read or is of another size than the others; says which.
     """
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for entry in read_manifest(folder):
         by_prompt.setdefault(entry["prompt"], []).append(entry)
-    chosen = []
-    for prompt in prompts.prompts:
-        rest = by_prompt.get(prompt, [])
-        if not rest:
-            raise InputError(f"{folder} has no image of the prompt {prompt[:80]!r}; it needs one for each prompt.")
-        chosen.append(rest.pop(0))
-        if not (folder / chosen[-1]["file"]).is_file():
-            raise InputError(f"{folder / MANIFEST} names {chosen[-1]['file']}, which is not there.")
-    seeds = [entry.get("seed") for entry in chosen]
-    return ImageSet([folder / entry["file"] for entry in chosen], seeds=seeds)
+    wanted = list(enumerate(prompts.prompts, start=first_seed))
+    chosen: dict[int, dict[str, Any]] = {}
+    for is_exact in (True, False):  # so that no prompt that comes twice takes the other's own image
+        for seed, prompt in wanted:
+            rest = by_prompt.get(prompt, [])
+            fitting = [entry for entry in rest if not is_exact or entry.get("seed") == seed]
+            if seed not in chosen and fitting:
+                chosen[seed] = fitting[0]
+                rest.remove(fitting[0])
+    lacking = next((prompt for seed, prompt in wanted if seed not in chosen), None)
+    if lacking is not None:
+        raise InputError(f"{folder} has no image of the prompt {lacking[:80]!r}; it needs one for each prompt.")
+    entries = [chosen[seed] for seed, _ in wanted]
+    _check_images(folder, [entry["file"] for entry in entries])
+    seeds = [entry.get("seed") for entry in entries]
+    return ImageSet([folder / entry["file"] for entry in entries], seeds=seeds)
+
+
+def _check_images(folder: Path, names: Sequence[str]) -> None:
+    """From their first bytes alone: what is wrong should be told before hours of painting."""
+    first: tuple[str, tuple[int, int]] | None = None
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / MANIFEST} names {name}, which is not there.")
+        try:
+            with Image.open(folder / name) as image:
+                size = image.size
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{folder / name} is no image that can be read: {error}") from error
+        first = first or (name, size)
+        if size != first[1]:
+            raise InputError(
+                f"{folder / first[0]} is {first[1][0]}×{first[1][1]} pixels and {name} {size[0]}×{size[1]}; compare"
+                " images of one size."
+            )
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:

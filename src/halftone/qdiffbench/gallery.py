@@ -20,6 +20,7 @@ from halftone.files import output_errors, write_atomically
 from halftone.generation import GenerationSettings, paint
 from halftone.qdiffbench.fidelity import latent_error
 from halftone.qdiffbench.image_files import read_image
+from halftone.qdiffbench.measure import ImageSet
 from halftone.qdiffbench.memory import MemoryWatch
 from halftone.qdiffbench.prompt_sets import PromptSet
 from halftone.qdiffbench.ranks import Ranks
@@ -60,11 +61,13 @@ class Gallery:
         ranks: Ranks,
         progress: Progress,
         reference: Gallery | None = None,
+        on_image: Callable[[int], object] = lambda seed: None,
     ) -> bool:
         """Paints what is missing of this rank's share; opens the pipeline only if something is.
 
         Args:
             reference: whose kept latents the followed images are compared with, step by step.
+            on_image: called with the seed of each image before it is painted.
 
         Returns:
             Whether an earlier run had painted some of the share.
@@ -85,6 +88,7 @@ class Gallery:
             return share > 0
         pipeline = open_pipeline()
         for done, index in enumerate(wanted, start=1):
+            on_image(self.seed_of(index))
             record = self._paint_one(pipeline, index, reference, first=done == 1)
             with output_errors(f"The record of the image {self.folder / file_name(index)}"):
                 append(self.folder / records_name(ranks.rank), record)
@@ -102,6 +106,20 @@ class Gallery:
         if missing:
             raise InputError(f"{self.folder} lacks the image {file_name(missing[0])}; run the same command again.")
         return found
+
+    def image_set(self) -> ImageSet:
+        """All images, as they are measured.
+
+        Raises:
+            InputError: some are not painted yet.
+        """
+        records, indices = self.records(), range(len(self.prompts.entries))
+        return ImageSet(
+            [self.folder / file_name(index) for index in indices],
+            [records[index].drift for index in indices],
+            [self.seed_of(index) for index in indices],
+            keeps_features=True,
+        )
 
     def image(self, index: int) -> npt.NDArray[np.uint8]:
         """uint8 (height, width, 3)."""

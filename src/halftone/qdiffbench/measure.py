@@ -10,7 +10,16 @@ import numpy as np
 
 from halftone.errors import InputError
 from halftone.qdiffbench.clip_model import ClipModel
-from halftone.qdiffbench.columns import Columns, Features, Progress, Values, distances, value_fields
+from halftone.qdiffbench.columns import (
+    Columns,
+    Features,
+    Progress,
+    SampledDistances,
+    Values,
+    distances,
+    sample_distances,
+    value_fields,
+)
 from halftone.qdiffbench.feature_files import keep_features, kept_features
 from halftone.qdiffbench.features import Extractor
 from halftone.qdiffbench.fidelity import ms_ssim, ms_ssim_fits, psnr, ssim
@@ -71,11 +80,13 @@ class Measured(Columns):
 
     Attributes:
         result: the record.
+        sampled: distances by extractor, with their samples.
         warnings: sentences for the reader.
         seeds: of the candidate's images, as in its `ImageSet`.
     """
 
     result: SetResult
+    sampled: Mapping[str, SampledDistances] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seeds: Sequence[int | None] = ()
 
@@ -128,10 +139,11 @@ def measure(reference: ReferenceViews, candidate: ImageSet, bootstrap_seed: int,
             references[name] = reference.features(name, one)
     matched, references_matched = _matching(reference, candidate, features, steps)
     columns = Columns(values | matched, references_matched, features, references)
-    found = {}
+    sampled = {}
     for name in features:
         with steps.part(count) as one:
-            found[name] = distances(features[name], references[name], bootstrap_seed, one)
+            sampled[name] = sample_distances(features[name], references[name], bootstrap_seed, one)
+    found = {name: distances(features[name], references[name], sampled[name], bootstrap_seed) for name in features}
     main, *others = found
     result = SetResult(
         n=count,
@@ -142,13 +154,14 @@ def measure(reference: ReferenceViews, candidate: ImageSet, bootstrap_seed: int,
         worst_pairs=_worst(values["psnr"], reference.prompts, candidate.seeds),
     )
     few = [too_few_images(count, judges.extractors[name].dimension) for name in found]
-    warnings = [*few, _other_noise(reference.images, candidate)]
+    warnings = [*few, _other_noise(reference.images, candidate), _truncated(reference)]
     return Measured(
         columns.values,
         columns.reference_values,
         features,
         references,
         result,
+        sampled,
         tuple(filter(None, warnings)),
         candidate.seeds,
     )
@@ -182,6 +195,20 @@ def _other_noise(reference: ImageSet, candidate: ImageSet) -> str | None:
     )
 
 
+def _truncated(reference: ReferenceViews) -> str | None:
+    """A sentence if the CLIP of the scores does not see all of the prompts."""
+    clip, prompts = reference.judges.clip, reference.prompts
+    if clip is None or prompts is None:
+        return None
+    count = sum(clip.is_truncated(text) for text in prompts.prompts)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(prompts.prompts)} prompts have more than the {clip.context} tokens that the CLIP of the"
+        " scores sees: what lies beyond is not matched."
+    )
+
+
 def _extractor(judges: Judges, name: str) -> Extractor:
     if name:
         return judges.extractors[name]
@@ -206,13 +233,16 @@ def _paired_values(
     pairs: Sequence[tuple[Path, Path]], lpips: Lpips | None, progress: Progress
 ) -> Iterator[tuple[str, Values]]:
     columns: dict[str, list[float]] = {}
+    first: tuple[Path, tuple[int, ...]] | None = None
     for done, (left, right) in enumerate(pairs, start=1):
         a, b = read_image(left), read_image(right)
-        if a.shape != b.shape:
-            raise InputError(
-                f"{left} is {a.shape[1]}×{a.shape[0]} pixels and {right} {b.shape[1]}×{b.shape[0]};"
-                " compare images of one size."
-            )
+        first = first or (left, a.shape)
+        for path, image in ((left, a), (right, b)):
+            if image.shape != first[1]:
+                raise InputError(
+                    f"{first[0]} is {_pixels(first[1])} pixels and {path} {_pixels(image.shape)}; compare images of one"
+                    " size."
+                )
         row = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
         if ms_ssim_fits(a.shape):
             row["ms_ssim"] = ms_ssim(a, b)
@@ -224,6 +254,10 @@ def _paired_values(
     for name, column in columns.items():
         if len(column) == len(pairs):
             yield name, np.asarray(column)
+
+
+def _pixels(shape: Sequence[int]) -> str:
+    return f"{shape[1]}×{shape[0]}"
 
 
 def _shared(judges: Judges) -> str | None:

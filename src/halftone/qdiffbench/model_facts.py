@@ -18,6 +18,7 @@ from halftone.qdiffbench.libraries import LIBRARIES
 from halftone.qdiffbench.records import ImageRecord
 from halftone.qdiffbench.results import KernelUse, Seconds
 from halftone.qdiffbench.stored_weights import average_weight_bits, stored_bytes, wrapped_layers
+from halftone.sources import weight_bytes
 
 
 def describe(
@@ -33,7 +34,7 @@ def describe(
     """
     denoiser = find_denoiser(pipeline)
     config = artifact_config(pipeline)
-    size = _file_bytes(folder / denoiser.name) if folder is not None else None
+    size = weight_bytes(folder, denoiser.name) if folder is not None else None
     return {
         "pipeline": type(pipeline).__name__,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
@@ -62,10 +63,6 @@ def cost(records: Iterable[ImageRecord]) -> dict[str, Any]:
         "seconds_per_step": seconds_of(record.step_seconds for record in warm),
         "peak_memory_bytes": max((one.memory_bytes for one in all_records if one.memory_bytes), default=None),
     }
-
-
-def _file_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _activation_bits(pipeline: Any, config: Any, library: str, scheme: str, timesteps: Sequence[float]) -> float | None:

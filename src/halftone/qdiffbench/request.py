@@ -120,11 +120,16 @@ def check_request(
         one.check()
         if one.is_images:
             for part in sets.values():
-                foreign_image_set(Path(one.model_source), part.sample)
+                foreign_image_set(Path(one.model_source), part.sample, request.settings.seed)
 
 
-def claim(out: Path) -> None:
-    """Makes the output folder, or finds that an earlier benchmark made it.
+def claim(out: Path, marker: str = MARKER, schema: str = SCHEMA, what: str = "benchmark") -> None:
+    """Makes the output folder, or finds that an earlier run made it.
+
+    Args:
+        marker: the file that tells.
+        schema: of the results that will be in the folder.
+        what: that kind of run, for the message.
 
     Raises:
         InputError: it is a file, or holds something else.
@@ -132,10 +137,10 @@ def claim(out: Path) -> None:
     """
     if out.is_file():
         raise InputError(f"{out} is a file; choose another folder for the output.")
-    if (out / MARKER).is_file():
+    if (out / marker).is_file():
         return
-    if out.is_dir() and any(entry.name != f"{MARKER}.part" for entry in out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no benchmark; choose another folder for the output.")
+    if out.is_dir() and any(entry.name != f"{marker}.part" for entry in out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no {what}; choose another folder for the output.")
     with output_errors(f"The folder {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / MARKER, json.dumps({"schema": SCHEMA}) + "\n")
+        write_atomically(out / marker, json.dumps({"schema": schema}) + "\n")

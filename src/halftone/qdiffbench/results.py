@@ -6,14 +6,13 @@ A record is checked when it is made: unknown fields, NaN and infinity are refuse
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from halftone.errors import InputError
 from halftone.files import write_atomically
+from halftone.qdiffbench.result_file import ResultFile
 from halftone.qdiffbench.set_results import Interval, Record, SetResult
 
 SCHEMA: Literal["halftone.qdiffbench/1"] = "halftone.qdiffbench/1"
@@ -137,7 +136,7 @@ class Environment(Record):
     created: str = Field(description="When, ISO 8601 with an offset.")
 
 
-class Results(Record):
+class Results(ResultFile):
     """All of ``results.json``."""
 
     schema_: Literal["halftone.qdiffbench/1"] = Field(default=SCHEMA, alias="schema", description="Format and version.")
@@ -149,32 +148,10 @@ class Results(Record):
     comparisons: tuple[Comparison, ...] = Field(default=(), description="Candidates against each other.")
     warnings: tuple[str, ...] = Field(default=(), description="What a reader must know, one sentence each.")
 
-    def to_json(self) -> str:
-        """The results as JSON text; values that were not measured are left out."""
-        return self.model_dump_json(indent=2, by_alias=True, exclude_none=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Results:
-        """Reads what :meth:`to_json` wrote.
-
-        Raises:
-            InputError: it is not JSON, or a field is missing, unknown or out of range; says which is the first.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise InputError(f"These are no results of {SCHEMA}: {where}: {first['msg']}.") from error
-
 
 def schema_text() -> str:
     """The JSON schema (draft 2020-12) of ``results.json``, generated from the records."""
-    schema: dict[str, Any] = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Results.model_json_schema(by_alias=True),
-    }
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return Results.schema_text()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ from torch import nn
 
 from halftone.layers import quantized_layers
 
-_NO_WEIGHTS = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point", "input_num_bits", "output_scale")
+_NO_WEIGHTS = (
+    *("weight_scale", "weight_zero_point"),
+    *("input_scale", "input_zero_point", "input_num_bits"),
+    *("output_scale", "output_gain", "output_bias"),
+)
 
 
 def stored_bytes(module: nn.Module) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from halftone.attention import attention_words
 from halftone.denoiser import find_denoiser, timestep_of
 from halftone.errors import InputError
 from halftone.files import output_errors, remove_stale_parts, write_atomically
 from halftone.generation import GenerationSettings, default_guidance, paint
-from halftone.kernels.registry import ENVIRONMENT_VARIABLE
+from halftone.kernels import select
+from halftone.numerics import MAX_NUM_BITS, PLANE_BITS
 from halftone.qdiffbench.contestants import Contestant
 from halftone.qdiffbench.environment import library_versions, processor_name
 from halftone.qdiffbench.foreign_images import foreign_image_set
@@ -86,10 +87,13 @@ class Studio:
         """
         if one.is_images:
             folder = Path(one.model_source)
-            return Painted({name: foreign_image_set(folder, part.sample) for name, part in self.sets.items()}, {}, {})
+            seed = self.request.settings.seed
+            sets = {name: foreign_image_set(folder, part.sample, seed) for name, part in self.sets.items()}
+            return Painted(sets, {}, {})
         base = self._identity(one, dtype, settings)
         if reference is not None:
             base["compared_with"] = reference.identity
+        self.ranks.agree(base, "what determines the images")
         folder = root / _hash(base)[:16]
         if self.ranks.is_first:
             remove_stale_parts(folder)
@@ -100,16 +104,18 @@ class Studio:
             sample = part.sample if limit is None else part.first(limit)
             # One folder for any number of prompts: a longer benchmark goes on where a shorter one ended.
             identity = {**base, "prompts_sha256": part.whole.sha256}
-            place = folder / f"{_slug(name)}-{part.whole.sha256[:12]}"
+            place = folder / part.whole.sha256[:16]
             gallery = Gallery(place, identity, sample, settings, keep_latents=reference is None)
             with self.progress(f"painting {label}, {name}") as advance:
                 followed = reference.galleries.get(name) if reference is not None else None
                 is_older |= gallery.paint(opener.open, self.ranks, opener.listening(advance), followed)
             galleries[name] = gallery
         self.ranks.wait()
-        sets = {name: _image_set(gallery) for name, gallery in galleries.items()}
-        example = next(iter(galleries.values()))
-        return Painted(sets, opener.facts(example), galleries, _hash(base), is_older)
+        sets = {name: gallery.image_set() for name, gallery in galleries.items()}
+        if self.ranks.is_first:
+            opener.write_facts(next(iter(galleries.values())))
+        self.ranks.wait()
+        return Painted(sets, opener.facts(), galleries, _hash(base), is_older)
 
     def paint_floor(self, reference: Contestant, kind: str, shown: Painted) -> Painted:
         """The reference once more, in another dtype or from other noise."""
@@ -132,7 +138,8 @@ class Studio:
             # products are summed in another order by another machine or number of threads
             "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
-            "kernels": os.environ.get(ENVIRONMENT_VARIABLE, ""),
+            "kernels": _kernels(device.type),
+            "attention": attention_words() if device.type == "cpu" else None,
             **dataclasses.asdict(settings),
             "versions": library_versions(),
         }
@@ -183,31 +190,33 @@ class _Opener:
         return self._pipeline
 
     def listening(self, progress: Progress) -> Progress:
-        """The same progress; after the first image the denoiser's timesteps are known and not looked at any more."""
+        """The same progress; after the first image the denoiser's timesteps are known and not looked at any more, and
+        the first rank writes the facts down."""
 
         def advance(done: int, total: int) -> None:
-            self._stop_listening()
+            if self._ear is not None:
+                self._stop_listening()
+                if self.ranks.is_first:
+                    self._keep(self._pipeline)
             progress(done, total)
 
         return advance
 
-    def facts(self, example: Gallery) -> Mapping[str, Any]:
-        """What is known of the model, of this run or an earlier one.
+    def write_facts(self, example: Gallery) -> None:
+        """Makes sure that the facts are written, of this run or an earlier one.
 
         Args:
             example: whose first image is painted once more, and not kept, where no run came to write the facts down.
         """
-        path = self.folder / FACTS
-        if self.ranks.is_first and (self._timesteps or not self._known(path)):
+        if not self.facts():
             pipeline = self.open()
-            if not self._timesteps:
-                paint(pipeline, example.prompts.prompts[0], example.seed_of(0), example.settings)
-                self._stop_listening()
+            paint(pipeline, example.prompts.prompts[0], example.seed_of(0), example.settings)
+            self._stop_listening()
             self._keep(pipeline)
-        return self._known(path)
 
-    @staticmethod
-    def _known(path: Path) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """What is written of the model; empty if nothing is yet."""
+        path = self.folder / FACTS
         found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
         return found if TIMESTEPS in found else {}
 
@@ -238,12 +247,15 @@ class _Opener:
             write_atomically(self.folder / FACTS, json.dumps(facts, indent=2) + "\n", shared=True)
 
 
-def _image_set(gallery: Gallery) -> ImageSet:
-    records = gallery.records()
-    indices = range(len(gallery.prompts.entries))
-    paths = [gallery.folder / f"{index:05d}.png" for index in indices]
-    drift = [records[index].drift for index in indices]
-    return ImageSet(paths, drift, [gallery.seed_of(index) for index in indices], keeps_features=True)
+def _kernels(device_type: str) -> dict[str, list[str]]:
+    """What runs an artifact's layers here, narrow and relaxed ones: two kernels differ in last bits."""
+    found = {}
+    for operation in ("linear", "conv2d"):
+        for bits in (PLANE_BITS, MAX_NUM_BITS):
+            kernel = select(operation, device_type, bits)
+            present = [name for name, why_not in kernel.accelerators.items() if why_not() is None]
+            found[f"{operation}, {bits} bits"] = [kernel.name, *present]
+    return found
 
 
 def _slug(name: str) -> str:

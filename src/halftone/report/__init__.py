@@ -4,6 +4,7 @@ from halftone.report.card import model_card
 from halftone.report.html import write_page
 from halftone.report.markdown import markdown_table
 from halftone.report.page_input import ActivationRange, PageInput, Picture, QuantizationFacts
+from halftone.report.sensitivity_page import write_sensitivity_page
 
 __all__ = [
     "ActivationRange",
@@ -13,4 +14,5 @@ __all__ = [
     "markdown_table",
     "model_card",
     "write_page",
+    "write_sensitivity_page",
 ]

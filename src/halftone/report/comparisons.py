@@ -33,6 +33,11 @@ def duels(results: Results) -> list[Duel]:
     return [Duel(a, b, name, tuple(_sentences(a, b, group)), tuple(group)) for (a, b, name), group in groups.items()]
 
 
+def decided(results: Results, set_name: str, metric: str) -> bool:
+    """Whether candidates were compared in a metric at all."""
+    return any(c.set == set_name and c.metric == metric for c in results.comparisons)
+
+
 def tied(results: Results, set_name: str, metric: str, a: str, b: str) -> bool:
     """Whether A and B were compared and could not be told apart."""
     return any(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -30,7 +32,11 @@ def write_page(page: PageInput, out: Path | str) -> Path:
         InputError: a picture cannot be read, or the two of a pair differ in size.
         OSError: the folder cannot be written; wrap the call in ``files.output_errors`` for a sentence.
     """
-    text = render_page(page)
+    return write_html(render_page(page), out)
+
+
+def write_html(text: str, out: Path | str) -> Path:
+    """Writes a rendered page into a folder as ``report.html``; returns its path."""
     target = Path(out) / PAGE
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text)
@@ -44,7 +50,12 @@ def render_page(page: PageInput, *, budget: int = BUDGET_BYTES) -> str:
         budget: bytes of inlined pictures from which further ones are left out, and said to be.
     """
     gallery = build_gallery(page.pictures, page.results, standings(page.results), budget)
-    return _environment().get_template("report.html.j2").render(page_context(page, gallery))
+    return render("report.html.j2", page_context(page, gallery))
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """One of the package's templates, filled in."""
+    return _environment().get_template(template).render(context)
 
 
 def _environment() -> jinja2.Environment:

@@ -25,6 +25,7 @@ def page_context(page: PageInput, gallery: Gallery) -> dict[str, Any]:
     single = ranked[0] if len(ranked) == 1 else None
     return {
         "page": page,
+        "title": page.title,
         "r": results,
         "ranked": ranked,
         "sets": sets,
@@ -134,11 +135,15 @@ def _drawings(page: PageInput, ranked: Sequence[Standing], sets: Sequence[str]) 
 def _scatters(results: Results, ranked: Sequence[Standing], sets: Sequence[str]) -> list[tuple[str, Any]]:
     """Fidelity against bits and against time; without two values it says nothing and is not drawn."""
     found = []
-    bits = [(s, b) for s in ranked if (b := s.candidate.avg_activation_bits) is not None]
+    bits = {
+        "activation": [(s, b) for s in ranked if (b := s.candidate.avg_activation_bits) is not None],
+        "weight": [(s, b) for s in ranked if (b := s.candidate.avg_weight_bits) is not None],
+    }
     seconds = [(s, t.median) for s in ranked if (t := s.candidate.seconds_per_image) is not None]
-    if len({b for _, b in bits}) > 1:
-        svg = comparison_plots.scatter_svg(bits, sets, "average activation bits")
-        found.append(("Fidelity against activation bits", svg))
+    for kind, values in bits.items():
+        if len({round(b, 2) for _, b in values}) > 1:
+            svg = comparison_plots.scatter_svg(values, sets, f"average {kind} bits")
+            found.append((f"Fidelity against {kind} bits", svg))
     if len({t for _, t in seconds}) > 1:
         reference = results.reference.seconds_per_image
         full = reference.median if reference is not None else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from halftone.qdiffbench.results import KernelUse, Model, NoiseFloor, Results
 from halftone.qdiffbench.set_results import SetResult
 from halftone.report import words
-from halftone.report.comparisons import tied
+from halftone.report.comparisons import decided, tied
 from halftone.report.metrics import METRICS, Metric, Reading, decimals, gap_interval, metrics_of
 from halftone.report.standing import Standing, set_names
 
@@ -111,7 +111,7 @@ def cell_of(reading: Reading | None, digits: int, best: bool = False) -> Cell | 
 def _best(results: Results, there: Sequence[Standing], set_name: str, metric: Metric) -> set[str]:
     """The best candidate and those that are not distinguishable from it; nobody wins alone."""
     values = {s.name: r.value for s in there if (r := metric.read(s.candidate.sets[set_name])) is not None}
-    if len(values) < 2:
+    if len(values) < 2 or not decided(results, set_name, metric.name):
         return set()
     first = (max if metric.higher else min)(values, key=lambda name: values[name])
     return {

@@ -27,7 +27,7 @@ from halftone.rounding.soft import Schedule, SoftWeight, optimize
 
 __all__ = ["AdaRound"]
 
-# As measured (tests/rounding/test_memory.py): alpha and its moments, what each function of it keeps, gradients.
+# Measured (tests/rounding/test_rounding_memory.py): alpha and its moments, what each function of it keeps, gradients.
 _BYTES_PER_LAYER_WEIGHT = 90
 _BYTES_PER_BLOCK_WEIGHT = 60
 _BEYOND_GRAPH = 2.5  # what a block's backward takes at most, by what autograd keeps: gradients, reordered images
