@@ -24,9 +24,9 @@ from .tokenizer import CONTEXT
 CAPTION_DROPOUT = 0.1
 FULL_SHARE = 0.7  # of the plain captions: those that tell everything
 SNR_GAMMA = 5.0
-HEAVIEST = 4.0  # the most that a noisy latent's error counts
-PLACING = (150, 700)  # the timesteps at which things take their places
-PLACING_SHARE = 0.6  # of a batch, beside the uniform draw
+HEAVIEST = 3.0  # the most that a noisy latent's error counts
+DECIDING = (60, 600)  # the timesteps at which things take their places, their forms and their edges
+DECIDING_SHARE = 0.6  # of a batch, beside the uniform draw
 OUTSIDE = ("conv_in", "conv_out")  # of what Muon trains
 
 
@@ -95,10 +95,10 @@ def loss_weights(scheduler: DDIMScheduler) -> torch.Tensor:
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
-    """int64 (count,): uniform ones, and PLACING_SHARE of them within PLACING."""
+    """int64 (count,): uniform ones, and DECIDING_SHARE of them within DECIDING."""
     anywhere = torch.randint(1000, (count,), generator=generator)
-    placing = torch.randint(*PLACING, (count,), generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < PLACING_SHARE, placing, anywhere)
+    deciding = torch.randint(*DECIDING, (count,), generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < DECIDING_SHARE, deciding, anywhere)
 
 
 def make_model() -> UNet2DConditionModel:
