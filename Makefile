@@ -5,17 +5,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.halftone-installed
 DEMO   := demo-report
+STUDY  := runs/study
 
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
 INTEL_MAC := import platform, sys; sys.exit((sys.platform, platform.machine()) == ("darwin", "x86_64"))
 NATIVE    := src/halftone/native/libhalftone_native
 
-.PHONY: help install demo test quality train-bundled clean
+.PHONY: help install demo test quality study train-bundled clean
 
 help:
 	@echo "make demo           quantize a small bundled model and write a report to $(DEMO)/"
 	@echo "make test           run the tests"
 	@echo "make quality        ruff, mypy, import-linter"
+	@echo "make study          measure all recipes anew for docs/results.md, for hours; resumes (results in $(STUDY)/)"
 	@echo "make train-bundled  make the bundled models from nothing"
 	@echo "make clean          remove caches and build output (keeps $(VENV))"
 
@@ -51,6 +53,9 @@ quality: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+study: $(STAMP)
+	$(BIN)/halftone study bundled:mini-sd --plan paper --out $(STUDY) --markdown docs/results.md
 
 train-bundled: $(STAMP)
 	$(BIN)/python -m training.make_all

@@ -84,6 +84,14 @@ def test_recipe_without_correction_is_written_as_before():
     assert Recipe.from_dict(drift.to_dict()) == drift
 
 
+def test_recipe_that_protects_nothing_is_written_as_before():
+    for data in ({}, {"protect": None}):
+        assert Recipe.from_dict(data) == Recipe() and "protect" not in Recipe.from_dict(data).to_dict()
+    recipe = Recipe.from_dict({"protect": {"layers": "auto", "operations": 1}})
+    assert recipe.to_dict()["protect"] == {"layers": "auto", "operations": 1.0}
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_begins_with_a_sentence(name):
     first = (Path(halftone.recipe.__file__).parent / "recipes" / f"{name}.yaml").read_text().splitlines()[0]
@@ -237,6 +245,13 @@ DYNAMIC = {"activations": {"granularity": "token"}, "calibration": "none"}
             "rounding 'adaround' knows only symmetric weights with granularity 'channel'; take 'gptq' or 'nearest'",
         ),
         ({"split_shortcuts": 1}, "split_shortcuts is 1; it must be true or false"),
+        ({"protect": "auto"}, "protect is 'auto'; it must be a mapping or null"),
+        ({"protect": {"layers": "some", "operations": 0.1}}, "protect.layers is 'some'; it must be 'auto'"),
+        ({"protect": {"layers": "auto"}}, "key 'protect.operations' is missing; it must be a number over 0, up to 1"),
+        ({"protect": {"operations": 0.1}}, "key 'protect.layers' is missing; it must be 'auto'"),
+        ({"protect": {"layers": "auto", "operations": 0}}, "protect.operations is 0; it must be a number over 0,"),
+        ({"protect": {"layers": "auto", "operations": 1.01}}, "protect.operations is 1.01; it must be a number over 0"),
+        ({"protect": {"layer": "auto", "operations": 0.1}}, "unknown key 'protect.layer'; did you mean 'layers'?"),
         (
             {"correction": {"kind": "drif"}},
             "correction.kind is 'drif'; it must be 'none', 'bias', 'gain_bias' or 'drift'",

@@ -25,6 +25,12 @@ from halftone.calibration import CalibrationResult, CalibrationSettings, calibra
 from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished, read_command
 from halftone.calibration.correction_plan import CorrectionPlan, plan_correction
 from halftone.calibration.cost import estimate_cost
+from halftone.calibration.protection_scan import (
+    ProtectedLayers,
+    ProtectionPlan,
+    find_protected_layers,
+    protection_sentence,
+)
 from halftone.calibration.relaxation_scan import RelaxedSteps, ScanPlan, find_relaxed_steps, scan_sentence
 from halftone.calibration.rounding_cost import estimate_rounding
 from halftone.calibration.run import make_slots
@@ -61,6 +67,7 @@ class QuantizationResult:
         calibration: counted passes, observed ranges, wall time.
         rounding: what the rounding of the weights took; nothing if the recipe's rule looks at no inputs.
         relaxed: the steps that a scan chose; None if the recipe names them.
+        protected: the layers that a scan left in floating point; None if the recipe asks for none.
         checkpoint: the finished steps on disk, which `save` removes.
     """
 
@@ -70,12 +77,20 @@ class QuantizationResult:
     checkpoint: Checkpoint = field(repr=False)
     rounding: RoundedWeights = field(default_factory=RoundedWeights, repr=False)
     relaxed: RelaxedSteps | None = field(default=None, repr=False)
+    protected: ProtectedLayers | None = field(default=None, repr=False)
 
     @property
     def average_activation_bits(self) -> float:
         """Mean over the denoiser calls of the calibrated trajectory."""
         bits = [self.config.slots.num_bits[self.config.slots.slot_of(t)] for t in self.calibration.timesteps]
         return sum(bits) / len(bits)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of this process, from the first scan to the last call of the calibration."""
+        protecting = 0.0 if self.protected is None else self.protected.seconds
+        relaxing = 0.0 if self.relaxed is None else self.relaxed.seconds
+        return protecting + relaxing + self.rounding.seconds + self.calibration.seconds
 
     def save(self, path: str | Path) -> Path:
         """Writes the artifact atomically, then removes the finished steps; see `halftone.artifact.save.save`.
@@ -214,7 +229,13 @@ def quantize(
     checkpoint = _checkpoint(checkpoint_folder, pipeline, denoiser, recipe, settings)
     if announce is not None:
         announce(_announcement(pipeline, denoiser, names, recipe, settings, trace, plan, checkpoint))
-    stages = Stages(_count_pieces(recipe, settings, trace, plan, units), progress, follow)
+    stages = Stages(_count_pieces(recipe, settings, trace, plan, units, len(names)), progress, follow)
+    protected = None
+    if recipe.protect is not None:
+        protected = find_protected_layers(pipeline, denoiser, names, recipe, settings, trace, checkpoint, stages)
+        names = tuple(name for name in names if name not in protected.layers)
+        left_out = {**left_out, **protected.reasons()}
+        stages.total -= units - count_units(denoiser.module, names, recipe)  # of which some have no layer left
     relaxed = None
     if _needs_scan(recipe, trace):
         relaxed = find_relaxed_steps(pipeline, denoiser, names, recipe, settings, trace, checkpoint, stages)
@@ -222,12 +243,12 @@ def quantize(
     common = (pipeline, denoiser, names, recipe, settings, trace, SlotClock(slots), checkpoint)
     rounding = _round(*common, plan, stages)
     result = calibrate(*common, stages.calls(LOCKSTEP), rounding.integers, plan)
-    record = _record(denoiser, circumstances, settings, trace, result, rounding, relaxed)
+    record = _record(denoiser, circumstances, settings, trace, result, rounding, protected, relaxed)
     record["source_sha256"] = source_sha256
     splits = {name: split.channels for name, split in split_convolutions(denoiser.module)}
     config = HalftoneConfig(recipe, slots, names, left_out, record, quantized_digest(denoiser.module), splits)
     attach(denoiser.module, config)
-    return QuantizationResult(pipeline, config, result, checkpoint, rounding, relaxed)
+    return QuantizationResult(pipeline, config, result, checkpoint, rounding, relaxed, protected)
 
 
 def _needs_scan(recipe: Recipe, trace: Trace) -> bool:
@@ -237,11 +258,12 @@ def _needs_scan(recipe: Recipe, trace: Trace) -> bool:
 
 
 def _count_pieces(
-    recipe: Recipe, settings: CalibrationSettings, trace: Trace, plan: CorrectionPlan | None, units: int
+    recipe: Recipe, settings: CalibrationSettings, trace: Trace, plan: CorrectionPlan | None, units: int, layers: int
 ) -> int:
     """What `Stages` counts."""
     walked = len(trace.timesteps)
     scanned = len(ScanPlan.of(trace, settings).works) if _needs_scan(recipe, trace) else 0
+    scanned += 0 if recipe.protect is None else len(ProtectionPlan.of(trace, settings, layers).works)
     first = walked + units if units or (plan is not None and plan.path is not None) else 0
     return scanned + first + (0 if recipe.calibration == "none" else walked)
 
@@ -301,6 +323,9 @@ def _announcement(
     kept = 0 if plan is None else plan.memory_bytes(module, trace, len(settings.prompts))
     cost = estimate_cost(pipeline, module, settings, trace, passes, kept, done)
     text = cost.sentence()
+    if recipe.protect is not None:
+        found = checkpoint.part("protecting").count()
+        text += f" {protection_sentence(settings, trace, len(names), found, cost.pass_seconds)}"
     if _needs_scan(recipe, trace):
         text += f" {scan_sentence(settings, trace, cost.pass_seconds)}"
     if recipe.split_shortcuts and next(split_convolutions(module), None) is None:
@@ -417,18 +442,22 @@ def _record(
     trace: Trace,
     result: CalibrationResult,
     rounding: RoundedWeights,
+    protected: ProtectedLayers | None,
     relaxed: RelaxedSteps | None,
 ) -> dict[str, Any]:
     """What halftone.json says of the calibration. No times: the same command must give the same bytes."""
     correction = output_correction(denoiser.module)
-    scanned = 0.0 if relaxed is None else relaxed.passes * relaxed.prompts / len(settings.prompts)
+    scanned = 0 if relaxed is None else relaxed.passes * relaxed.prompts
+    scanned += 0 if protected is None else protected.passes * protected.prompts
+    passes = result.denoiser_passes_per_prompt + rounding.passes_per_prompt + scanned / len(settings.prompts)
     return {
         **settings.to_dict(),
         **circumstances,
         "denoiser": denoiser.name,
         "timesteps": list(trace.timesteps),
-        "denoiser_passes_per_prompt": result.denoiser_passes_per_prompt + rounding.passes_per_prompt + scanned,
+        "denoiser_passes_per_prompt": passes,
         "rounding_passes_per_prompt": rounding.passes_per_prompt,
+        **({} if protected is None else {"protected": protected.to_dict()}),
         **({} if relaxed is None else {"relaxed": relaxed.to_dict()}),
         **({} if correction is None else {"correction": correction.extremes()}),
     }

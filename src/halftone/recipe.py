@@ -24,6 +24,7 @@ __all__ = [
     "ActivationScheme",
     "CorrectionScheme",
     "ObserverScheme",
+    "ProtectScheme",
     "Recipe",
     "RelaxScheme",
     "WeightScheme",
@@ -200,6 +201,18 @@ def _decimal(value: float) -> Decimal:
     return Decimal(repr(float(value)))
 
 
+class ProtectScheme(_Scheme):
+    """A few layers stay in floating point: those that a scan finds to harm the denoiser's prediction most
+    (`halftone.calibration.protection`).
+
+    ``operations`` is the largest share that they may have together of the multiplications of all layers that would be
+    quantized, in one call of the denoiser.
+    """
+
+    layers: Literal["auto"] = Field(description="'auto'")
+    operations: float = Field(gt=0.0, le=1.0, allow_inf_nan=False, description="a number over 0, up to 1")
+
+
 class CorrectionScheme(_Scheme):
     """An affine correction of the denoiser's output, by slot and channel; `halftone.calibration.affine` has the fits.
 
@@ -242,6 +255,7 @@ class Recipe(_Scheme):
     observed_steps: Literal["all", "normal", "even"] = Field(default="all", description="'all', 'normal' or 'even'")
     split_shortcuts: bool = Field(default=False, description="true or false")
     relax: RelaxScheme | None = Field(default=None, description="a mapping or null")
+    protect: ProtectScheme | None = Field(default=None, description="a mapping or null")
     correction: CorrectionScheme = Field(default=CorrectionScheme(), description="a mapping")
     exclude: tuple[str, ...] = Field(default=DEFAULT_EXCLUDE, strict=False, description="a list of glob patterns")
 
@@ -343,6 +357,8 @@ class Recipe(_Scheme):
             del data["correction"]
         elif self.correction.kind == "bias":
             data["correction"] = {"kind": "bias"}
+        if self.protect is None:
+            del data["protect"]
         if self.relax is not None:
             data["relax"] = {name: value for name, value in data["relax"].items() if value is not None}
         return data

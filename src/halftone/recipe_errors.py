@@ -45,6 +45,8 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
     """The model class reached from ``model`` along the keys ``loc``."""
     for part in loc:
+        if isinstance(part, int):  # a place in a list, whose elements are of the field's own model
+            continue
         nested = _nested(model.model_fields[str(part)].annotation)
         if nested is None:
             break
@@ -56,6 +58,8 @@ def _allowed_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """What is allowed at ``loc``: the description of the deepest field on that path."""
     allowed = "a mapping"
     for part in loc:
+        if isinstance(part, int):
+            continue
         field = model.model_fields.get(str(part))
         if field is None:
             break

@@ -8,32 +8,36 @@ from typing import Any
 
 import yaml
 
-from halftone.errors import RecipeError
+from halftone.errors import HalftoneError, RecipeError
 
 __all__ = ["read_recipe_file"]
 
 
-def read_recipe_file(path: Path) -> Any:
+def read_recipe_file(path: Path, what: str = "recipe file", kind: type[HalftoneError] = RecipeError) -> Any:
     """Plain data of a YAML or JSON file; the suffix says which.
 
+    Args:
+        what: such a file is called in messages.
+        kind: of the error.
+
     Raises:
-        RecipeError: it cannot be read, is malformed or nested too deeply, or has a key twice.
+        RecipeError, or `kind`: it cannot be read, is malformed or nested too deeply, or has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe file {str(path)!r} is not UTF-8 text (byte {error.start})") from error
+        raise kind(f"{what} {str(path)!r} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
-        raise RecipeError(f"recipe file {str(path)!r} cannot be read: {error.strerror}") from error
+        raise kind(f"{what} {str(path)!r} cannot be read: {error.strerror}") from error
     try:
         if path.suffix == ".json":
             return json.loads(text, object_pairs_hook=_without_repeats)
         return yaml.load(text, _StrictLoader)
     except RecursionError:
-        raise RecipeError(f"recipe file {str(path)!r} is nested too deeply") from None
+        raise kind(f"{what} {str(path)!r} is nested too deeply") from None
     except (ValueError, yaml.YAMLError) as error:
         first = " ".join(str(error).split())
-        raise RecipeError(f"recipe file {str(path)!r} is not valid {path.suffix[1:]}: {first}") from error
+        raise kind(f"{what} {str(path)!r} is not valid {path.suffix[1:]}: {first}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,11 +1,15 @@
 """An artifact appears whole or not at all."""
 
 import errno
+import json
 import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,3 +220,35 @@ def test_saved_artifact_does_not_depend_on_the_pipeline_any_more(result, tmp_pat
     latents = halftone.load(tmp_path / "out")("x", num_inference_steps=1, output_type="latent").images
     shutil.rmtree(tmp_path / "out")
     assert torch.isfinite(latents).all()
+
+
+RANKS = """
+import sys
+import torch.distributed as dist
+from pipelines import tiny_sd
+import halftone
+dist.init_process_group("gloo")
+result = halftone.quantize(tiny_sd(), "pcr-w8a8", ["x"], num_inference_steps=1)
+result.save(f"{sys.argv[1]}/{dist.get_rank()}")
+dist.barrier()
+"""
+
+
+def test_every_process_of_a_group_writes_a_whole_artifact(tmp_path):
+    """transformers writes on the first one alone."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
+    command = [*launcher, str(tmp_path / "ranks.py"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / "out" / rank / "halftone.json").read_text()) for rank in "01")
+    assert first == second and "text_encoder/model.safetensors" in first["files"]
+
+
+def test_half_an_artifact_is_none(result, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(result.pipeline.vae), "save_pretrained", lambda self, folder, **_: os.makedirs(folder))
+    with pytest.raises(ArtifactError, match="the weights of the vae were not written; nothing was left behind"):
+        result.save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -21,8 +21,8 @@ from halftone.timesteps import TimestepSlots
 #: 2: weights of fewer than 8 bits may be packed. 3: a digest covers the configuration itself. Older ones are still
 #: read: the stored dtype tells whether weights are packed, and a configuration without a digest is not checked by one.
 #: 4: the denoiser's output is corrected, ranges are measured at inference, convolutions are split, weights have groups
-#: or zero points, the relaxed steps were chosen by a scan or a budget, or 25 steps were observed; written only where
-#: that is so, and older releases read all else.
+#: or zero points, the relaxed steps were chosen by a scan or a budget, layers are protected, or 25 steps were
+#: observed; written only where that is so, and older releases read all else.
 FORMAT_VERSION = 4
 _READABLE = (1, 2, 3, 4)
 _WITH_CONFIG_DIGEST = 3
@@ -88,7 +88,7 @@ class HalftoneConfig:
             return True
         if recipe.observed_steps == "even" or recipe.calibration == "none":
             return True
-        return recipe.correction.kind != "none" or recipe.split_shortcuts
+        return recipe.correction.kind != "none" or recipe.split_shortcuts or recipe.protect is not None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], **_: Any) -> HalftoneConfig:

@@ -11,6 +11,7 @@ __all__ = [
     "correction_words",
     "is_measured",
     "layer_words",
+    "protection_words",
     "relaxation_words",
     "weight_words",
 ]
@@ -69,6 +70,31 @@ def relaxation_words(facts: Mapping[str, Any]) -> str:
     found = {"auto": "where it helps most"}.get(relaxed["side"], f"at the {relaxed['side']}, which proved better")
     errors = ", ".join(f"{side} {error:.3g}" for side, error in relaxed["final_error"].items())
     return f"{len(relaxed['slots'])} steps chosen {found}; error of the final latents on the scan's prompts: {errors}"
+
+
+def protection_words(facts: Mapping[str, Any]) -> str:
+    """What a scan left in floating point, and what that gained; empty if the recipe asks for none."""
+    protected = facts["calibration"].get("protected")
+    if protected is None:
+        return ""
+    layers, errors = protected["layers"], protected["prediction_error"]
+    before, after = errors["all_quantized"], errors["protected"]
+    if layers:
+        share = 100 * sum(shares["operations"] for shares in layers.values())
+        return (
+            f"{_layers(len(layers))} in floating point, with {share:.3g} % of the multiplications; error of the"
+            f" prediction in the scan's calls: {after:.3g} instead of {before:.3g}"
+        )
+    if protected.get("tried"):
+        return (
+            f"nothing: with {_layers(len(protected['tried']))} in floating point the error of the prediction in the"
+            f" scan's calls was {after:.3g}, and {before:.3g} without"
+        )
+    return "nothing: no layer within the budget makes more than its fair share of the error"
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'' if count == 1 else 's'}"
 
 
 def calibration_words(facts: Mapping[str, Any]) -> str:

@@ -7,10 +7,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from halftone.artifact.load import artifact_config
 from halftone.artifact.manifest import MANIFEST, MANIFEST_VERSION, check_files
@@ -65,8 +67,9 @@ def _save(pipeline: Any, target: Path, record: Mapping[str, Any]) -> None:
     part = target.with_name(f".{target.name}.{secrets.token_hex(2)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with packed_state_dict(find_denoiser(pipeline).module, artifact_config(pipeline)):
+        with packed_state_dict(find_denoiser(pipeline).module, artifact_config(pipeline)), _written_here(pipeline):
             pipeline.save_pretrained(part, safe_serialization=True)
+        _check_whole(pipeline, part)
         _forget_origin(part)
         manifest = {
             "manifest_version": MANIFEST_VERSION,
@@ -113,6 +116,32 @@ def _is_current(folder: Path) -> bool:
     with suppress(FileNotFoundError):  # the current folder has been removed
         return folder.samefile(os.curdir)
     return False
+
+
+@contextmanager
+def _written_here(pipeline: Any) -> Iterator[None]:
+    """Within the context every process writes what it saves. Of several processes of a group transformers lets only the
+    first one write, for models that all of them share; here each makes artifacts of its own."""
+    models = [part for part in pipeline.components.values() if hasattr(part, "should_save_on_this_rank")]
+    for model in models:
+        model.__dict__["should_save_on_this_rank"] = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        for model in models:
+            model.__dict__.pop("should_save_on_this_rank", None)
+
+
+def _check_whole(pipeline: Any, part: Path) -> None:
+    """Libraries have reasons of their own not to write something; none of them is one for half an artifact.
+
+    Raises:
+        ArtifactError: a component with weights has no file of them.
+    """
+    for name, component in pipeline.components.items():
+        has_weights = isinstance(component, nn.Module) and next(component.parameters(), None) is not None
+        if has_weights and not any((part / name).glob("*.safetensors")):
+            raise ArtifactError(f"the weights of the {name} were not written")
 
 
 def _remove_stale_parts(target: Path) -> None:

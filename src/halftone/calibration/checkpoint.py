@@ -20,7 +20,7 @@ from halftone.files import output_errors, parse_json, write_atomically
 
 _SETTINGS = "calibration.json"
 _STAMP = "key"
-_KINDS = ("call", "trajectory", "rounded", "relaxing")
+_KINDS = ("call", "trajectory", "rounded", "relaxing", "protecting")
 
 
 class Checkpoint:
@@ -51,7 +51,7 @@ class Checkpoint:
             write_atomically(folder / _SETTINGS, text)
 
     def part(self, kind: str) -> Checkpoint:
-        """The same folder for pieces of another kind: "call", "trajectory", "rounded" or "relaxing"."""
+        """The same folder for pieces of another kind: "call", "trajectory", "rounded", "relaxing" or "protecting"."""
         assert kind in _KINDS
         other = copy.copy(self)
         other._kind = kind

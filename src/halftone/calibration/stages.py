@@ -8,6 +8,7 @@ from dataclasses import dataclass
 __all__ = [
     "INPUTS",
     "LOCKSTEP",
+    "PROTECTING",
     "RELAXING",
     "ROUNDING",
     "TRAJECTORY",
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 #: What the stages are called, in the order in which they begin.
-RELAXING, TRAJECTORY = "choosing relaxed steps", "full precision"
+PROTECTING, RELAXING, TRAJECTORY = "choosing protected layers", "choosing relaxed steps", "full precision"
 INPUTS, ROUNDING, LOCKSTEP = "looking at inputs", "rounding", "calibrating"
 
 Progress = Callable[[int, int], None]  # of (finished calls and units, all of them)
@@ -50,10 +51,11 @@ Follow = Callable[[Advance], None]
 
 
 class Stages:
-    """Tells of every piece twice: in detail, and as one count over trajectory, rounding and lockstep.
+    """Tells of every piece twice: in detail, and as one count over scans, trajectory, rounding and lockstep.
 
     Args:
-        total: pieces of the choice of relaxed steps, denoiser calls of trajectory and lockstep, and units to round.
+        total: pieces of the choices of protected layers and relaxed steps, denoiser calls of trajectory and lockstep,
+            and units to round. What is found out on the way may lower it.
         progress: called with (finished pieces, total).
         follow: called with every `Advance`, before that.
     """

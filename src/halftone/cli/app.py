@@ -14,6 +14,7 @@ from halftone.cli.inspect import inspect
 from halftone.cli.quantize import quantize
 from halftone.cli.recipes import recipes
 from halftone.cli.sensitivity import sensitivity
+from halftone.cli.study import study
 
 app = typer.Typer(
     name="halftone",
@@ -29,6 +30,7 @@ app.command()(generate)
 app.command()(inspect)
 app.command()(bench)
 app.command()(sensitivity)
+app.command()(study)
 app.command()(demo)
 app.command()(card)
 app.command()(recipes)

@@ -32,6 +32,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         calibration_words,
         correction_words,
         layer_words,
+        protection_words,
         relaxation_words,
         weight_words,
     )
@@ -46,6 +47,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"activations  {activation_words(facts)}",
         *([f"relaxed      {relaxation_words(facts)}"] if relaxation_words(facts) else []),
         f"layers       {layer_words(facts)}",
+        *([f"protected    {protection_words(facts)}"] if protection_words(facts) else []),
         *([f"output       corrected: {correction_words(facts)}"] if facts["correction"] else []),
         f"denoiser     {sizes['denoiser_bytes'] / 1e6:.2f} MB, {sizes['denoiser_ratio']:.3f} of float32",
         f"whole        {sizes['total_bytes'] / 1e6:.2f} MB",

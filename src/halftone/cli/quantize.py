@@ -107,8 +107,7 @@ def is_finished(target: Path) -> bool:
 
 def summary(result: QuantizationResult, out: Path) -> dict[str, Any]:
     """What a machine wants to know of a finished quantization."""
-    calibration, relaxed = result.calibration, result.relaxed
-    seconds = calibration.seconds + result.rounding.seconds + (0.0 if relaxed is None else relaxed.seconds)
+    calibration = result.calibration
     return {
         "out": str(out),
         "recipe": result.config.recipe.name,
@@ -119,7 +118,7 @@ def summary(result: QuantizationResult, out: Path) -> dict[str, Any]:
         "denoiser_passes_per_prompt": result.config.calibration["denoiser_passes_per_prompt"],
         "resumed_calls": calibration.resumed_calls + result.rounding.resumed_calls,
         "resumed_units": result.rounding.resumed_units,
-        "seconds": round(seconds, 3),
+        "seconds": round(result.seconds, 3),
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
     }
 

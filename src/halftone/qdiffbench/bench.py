@@ -111,7 +111,11 @@ class _Measuring:
             candidates=tuple(self._candidate(one, painted[one.name], measured) for one in candidates),
             noise_floor=tuple(floor for floor, _ in kept),
             comparisons=comparisons(
-                [one.name for one in candidates], [*self.prompts], measured, self.request.bootstrap_seed
+                [one.name for one in candidates],
+                [*self.prompts],
+                measured,
+                self.request.bootstrap_seed,
+                self.request.pairs,
             ),
             warnings=self._warnings(shown, painted, measured, [text for _, told in kept for text in told]),
         )

@@ -16,14 +16,19 @@ DISTANCES = ("fid_to_fp", "kid_to_fp")
 
 
 def comparisons(
-    names: Sequence[str], sets: Sequence[str], measured: Mapping[tuple[str, str], Measured], seed: int
+    names: Sequence[str],
+    sets: Sequence[str],
+    measured: Mapping[tuple[str, str], Measured],
+    seed: int,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> tuple[Comparison, ...]:
-    """Of all pairs; distances under extractors after the first are called as in "fid_to_fp:dinov2".
+    """Of all pairs, or of some; distances under extractors after the first are called as in "fid_to_fp:dinov2".
 
     Args:
         names: of the candidates.
         measured: (candidate, set) -> what was measured, all with one seed.
         seed: of the resampling.
+        pairs: of names; None for all.
     """
     return tuple(
         Comparison(
@@ -38,7 +43,7 @@ def comparisons(
             verdict=difference.verdict(a, b, higher_is_better=higher_is_better(metric.partition(":")[0])),
         )
         for set_name in sets
-        for a, b in combinations(names, 2)
+        for a, b in (combinations(names, 2) if pairs is None else pairs)
         for metric, difference in _differences(measured[a, set_name], measured[b, set_name], seed)
     )
 

@@ -36,7 +36,7 @@ class BenchRequest:
         prompt_sets: name -> FILE, FILE:COLUMN or bundled:NAME.
         out: folder of the results; the images of candidates lie in it.
         settings: of the pipeline's call.
-        num_images: of each set; None for all prompts.
+        num_images: of each set, one number for all or one by name; None for all prompts.
         scheduler: another sampler for all, by name.
         dtype: of everything that is not quantized.
         device: torch device.
@@ -48,6 +48,9 @@ class BenchRequest:
         cache: where the reference's images are kept between benchmarks.
         bootstrap_seed: of the resampling.
         commands: command lines that reproduce this.
+        images: where the images of candidates lie, each model's in a folder called by the hash of what determines them,
+            so that benchmarks can share them; None for folders in `out` by the candidates' names.
+        pairs: names of the candidates that are compared with each other; None for all pairs.
     """
 
     reference: str
@@ -56,7 +59,7 @@ class BenchRequest:
     out: Path
     settings: GenerationSettings
     cache: Path
-    num_images: int | None = None
+    num_images: int | Mapping[str, int] | None = None
     scheduler: str | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
@@ -67,6 +70,12 @@ class BenchRequest:
     noise_images: int = 256
     bootstrap_seed: int = 0
     commands: tuple[str, ...] = ()
+    images: Path | None = None
+    pairs: Sequence[tuple[str, str]] | None = None
+
+    def images_of(self, set_name: str) -> int | None:
+        """How many images of a set are asked for; None for all of its prompts."""
+        return self.num_images.get(set_name) if isinstance(self.num_images, Mapping) else self.num_images
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def sampled_prompts(request: BenchRequest) -> dict[str, Prompts]:
     found = {}
     for name, source in request.prompt_sets.items():
         whole = load_prompt_set(source, name)
-        found[name] = Prompts(whole, whole.sample(request.num_images))
+        found[name] = Prompts(whole, whole.sample(request.images_of(name)))
         count = len(found[name].sample.entries)
         if count < FEWEST_IMAGES:
             raise InputError(

@@ -64,8 +64,9 @@ class Studio:
         return self._paint(one, self.request.cache, None, self.request.dtype, self.request.settings, one.name)
 
     def paint_candidate(self, one: Contestant, reference: Painted) -> Painted:
-        """A candidate's images, in the output folder."""
-        root, request = self.request.out / "images" / _slug(one.name), self.request
+        """A candidate's images, in the output folder or where the request wants them."""
+        request = self.request
+        root = request.images or request.out / "images" / _slug(one.name)
         return self._paint(one, root, reference, request.dtype, request.settings, one.name)
 
     def _paint(

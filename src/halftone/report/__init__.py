@@ -5,6 +5,7 @@ from halftone.report.html import write_page
 from halftone.report.markdown import markdown_table
 from halftone.report.page_input import ActivationRange, PageInput, Picture, QuantizationFacts
 from halftone.report.sensitivity_page import write_sensitivity_page
+from halftone.report.study_page import write_study_page
 
 __all__ = [
     "ActivationRange",
@@ -15,4 +16,5 @@ __all__ = [
     "model_card",
     "write_page",
     "write_sensitivity_page",
+    "write_study_page",
 ]

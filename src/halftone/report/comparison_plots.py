@@ -135,13 +135,13 @@ def _point(
 
 def _rows(axes: Any, names: Sequence[str], standings: Sequence[Standing | None]) -> None:
     """Names along the left side, first row on top, candidates in ink and floors muted."""
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), [short_name(name) for name in names])
     for label, standing in zip(axes.get_yticklabels(), standings, strict=True):
         label.set_color(INK if standing is not None else MUTED)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A name on at most two lines."""
     name = " ".join(name.split())
     lines = textwrap.wrap(name, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder="…")

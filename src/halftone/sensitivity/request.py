@@ -20,7 +20,7 @@ from halftone.recipe import Recipe
 from halftone.sensitivity.steps import divide
 from halftone.sensitivity.variants import EXPERIMENTS, FLOAT
 
-__all__ = ["DEFAULT_RECIPE", "SensitivityRequest", "check_request"]
+__all__ = ["CALIBRATION_SEED", "DEFAULT_RECIPE", "SensitivityRequest", "check_request", "full_precision"]
 
 #: All steps alike and none relaxed, or the experiment would find the recipe's own choice of steps; each with ranges of
 #: its own, or the steps would suffer from those of others; and 8-bit weights, which add almost no error themselves.
@@ -128,7 +128,7 @@ def check_request(request: SensitivityRequest) -> Contestant:
         Recipe.load(request.recipe)
         request.texts()
         check_seed(request.settings.seed + CALIBRATION_SEED)
-    return _full_precision(request.source)
+    return full_precision(request.source, "sensitivity")
 
 
 def _check_noise(noise: float) -> None:
@@ -137,13 +137,21 @@ def _check_noise(noise: float) -> None:
         raise InputError(f"noise is {noise!r}; it must be a finite number above 0.")
 
 
-def _full_precision(text: str) -> Contestant:
+def full_precision(text: str, what: str) -> Contestant:
+    """The contestant of a SOURCE that is no artifact, no other library's quantization, and no folder of images.
+
+    Args:
+        what: starts from it, for the message.
+
+    Raises:
+        InputError, ArtifactError: it is none, or cannot be used.
+    """
     source = Contestant.parse(text)
     source.check()
     if source.is_images:
-        raise InputError(f"{text} is a folder of images; sensitivity is measured on a model that can be run.")
+        raise InputError(f"{text} is a folder of images; {what} needs a model that can be run.")
     if source.library or _is_quantized(source.folder()):
-        raise InputError(f"{text} is quantized; sensitivity starts from the full-precision model.")
+        raise InputError(f"{text} is quantized; {what} starts from the full-precision model.")
     return source
 
 
