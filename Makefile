@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.halftone-installed
 DEMO   := demo-report
 STUDY  := runs/study
+# tests of one file stay together, since they share models
+SIDE_BY_SIDE := -n auto --dist loadfile
 
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
 INTEL_MAC := import platform, sys; sys.exit((sys.platform, platform.machine()) == ("darwin", "x86_64"))
@@ -46,7 +48,7 @@ demo: $(STAMP)
 	@echo "The report is in $(abspath $(DEMO))"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quality: $(STAMP)
 	$(BIN)/ruff check .
