@@ -81,7 +81,7 @@ def test_output_correction_is_told(halftone, tmp_path):
     low, high = found["fitted"]["gain"]
     for words in (["inspect", folder], ["card", folder]):
         told = halftone(*words).out
-        assert "drift, towards the next latents of the full-precision trajectory; bias from" in told
+        assert "drift, towards the next latents of the full-precision trajectory, fitted at guidance " in told
         assert f"gain from {low:.4g} to {high:.4g}" in told
 
 
