@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from halftone.artifact.attach import attach
 from halftone.artifact.config import HalftoneConfig, quantized_digest
@@ -20,38 +16,29 @@ from halftone.artifact.inspection import inspect_artifact
 from halftone.artifact.load import artifact_config
 from halftone.artifact.manifest import MANIFEST
 from halftone.artifact.save import check_free, save
-from halftone.attention import running_attention
 from halftone.calibration import CalibrationResult, CalibrationSettings, calibrate
-from halftone.calibration.checkpoint import Checkpoint, digest, is_unfinished, read_command
+from halftone.calibration.announcement import announcement
+from halftone.calibration.checkpoint import Checkpoint, is_unfinished, read_command
 from halftone.calibration.correction_plan import CorrectionPlan, plan_correction
-from halftone.calibration.cost import estimate_cost
-from halftone.calibration.protection_scan import (
-    ProtectedLayers,
-    ProtectionPlan,
-    find_protected_layers,
-    protection_sentence,
-)
-from halftone.calibration.relaxation_scan import RelaxedSteps, ScanPlan, find_relaxed_steps, scan_sentence
-from halftone.calibration.rounding_cost import estimate_rounding
+from halftone.calibration.protection_scan import ProtectedLayers, ProtectionPlan, find_protected_layers
+from halftone.calibration.record import circumstances, fingerprint, make_record
+from halftone.calibration.relaxation_scan import RelaxedSteps, ScanPlan, find_relaxed_steps, needs_scan
 from halftone.calibration.run import make_slots
 from halftone.calibration.settings import DEFAULT_MEMORY_BUDGET, described
 from halftone.calibration.stages import LOCKSTEP, TRAJECTORY, Follow, Progress, Stages
 from halftone.calibration.trace import Trace, trace_calls
 from halftone.calibration.trajectory import follow_full_precision
 from halftone.calibration.weights import RoundedWeights, count_units, round_weights
-from halftone.denoiser import Denoiser, choose_layers, find_denoiser, output_correction
+from halftone.denoiser import Denoiser, choose_layers, find_denoiser
 from halftone.errors import HalftoneError, InputError, suggest
 from halftone.files import output_folder
 from halftone.generation import check_count, check_guidance, check_seed, default_guidance
 from halftone.image_size import with_both_sides
-from halftone.kernels import select
-from halftone.layers import LayerForm, quantized_layers, split_convolutions
+from halftone.layers import quantized_layers, split_convolutions
 from halftone.locks import only_writer
 from halftone.prompts import check_prompts
 from halftone.recipe import Recipe
-from halftone.schedulers import scheduler_config
 from halftone.shortcuts import joined_convolutions, split_layers
-from halftone.sources import pipeline_facts
 from halftone.timesteps import SlotClock
 
 _OWN_ARGUMENTS = ("prompt", "generator", "num_images_per_prompt", "output_type", "return_dict")
@@ -149,7 +136,7 @@ def find_made(
     settings = _settings(pipeline, prompts, guidance_scale, call_kwargs, *counts)
     wanted = {
         **settings.to_dict(),
-        **_circumstances(pipeline, find_denoiser(pipeline), recipe),
+        **circumstances(pipeline, find_denoiser(pipeline), recipe),
         "source_sha256": source_sha256,
     }
     try:
@@ -221,29 +208,28 @@ def quantize(
     _check_settings(settings)
     _check_call_arguments(pipeline, call_kwargs)
     _check_not_quantized(pipeline, denoiser, recipe)
-    circumstances = _circumstances(pipeline, denoiser, recipe)
+    known = circumstances(pipeline, denoiser, recipe)
     trace = trace_calls(pipeline, denoiser, settings)
     plan = plan_correction(pipeline, denoiser, recipe, settings)
     names, left_out = _choose(denoiser, recipe)
     units = count_units(denoiser.module, names, recipe)
     checkpoint = _checkpoint(checkpoint_folder, pipeline, denoiser, recipe, settings)
     if announce is not None:
-        announce(_announcement(pipeline, denoiser, names, recipe, settings, trace, plan, checkpoint))
+        announce(announcement(pipeline, denoiser, names, recipe, settings, trace, plan, checkpoint))
     stages = Stages(_count_pieces(recipe, settings, trace, plan, units, len(names)), progress, follow)
-    protected = None
-    if recipe.protect is not None:
-        protected = find_protected_layers(pipeline, denoiser, names, recipe, settings, trace, checkpoint, stages)
+    parts = (pipeline, denoiser, names, recipe, settings, trace, checkpoint, stages)
+    protected = find_protected_layers(*parts) if recipe.protect is not None else None
+    if protected is not None:
         names = tuple(name for name in names if name not in protected.layers)
         left_out = {**left_out, **protected.reasons()}
         stages.total -= units - count_units(denoiser.module, names, recipe)  # of which some have no layer left
-    relaxed = None
-    if _needs_scan(recipe, trace):
-        relaxed = find_relaxed_steps(pipeline, denoiser, names, recipe, settings, trace, checkpoint, stages)
+    parts = (pipeline, denoiser, names, recipe, settings, trace, checkpoint, stages)
+    relaxed = find_relaxed_steps(*parts) if needs_scan(recipe, trace) else None
     slots = make_slots(recipe, trace, None if relaxed is None else relaxed.slots)
     common = (pipeline, denoiser, names, recipe, settings, trace, SlotClock(slots), checkpoint)
     rounding = _round(*common, plan, stages)
     result = calibrate(*common, stages.calls(LOCKSTEP), rounding.integers, plan)
-    record = _record(denoiser, circumstances, settings, trace, result, rounding, protected, relaxed)
+    record = make_record(denoiser, known, settings, trace, result, rounding, protected, relaxed)
     record["source_sha256"] = source_sha256
     splits = {name: split.channels for name, split in split_convolutions(denoiser.module)}
     config = HalftoneConfig(recipe, slots, names, left_out, record, quantized_digest(denoiser.module), splits)
@@ -251,18 +237,12 @@ def quantize(
     return QuantizationResult(pipeline, config, result, checkpoint, rounding, relaxed, protected)
 
 
-def _needs_scan(recipe: Recipe, trace: Trace) -> bool:
-    """Whether there is a choice of relaxed steps to make."""
-    total = len(trace.distinct)
-    return recipe.finds_slots and 0 < recipe.num_relaxed(total) < total
-
-
 def _count_pieces(
     recipe: Recipe, settings: CalibrationSettings, trace: Trace, plan: CorrectionPlan | None, units: int, layers: int
 ) -> int:
     """What `Stages` counts."""
     walked = len(trace.timesteps)
-    scanned = len(ScanPlan.of(trace, settings).works) if _needs_scan(recipe, trace) else 0
+    scanned = len(ScanPlan.of(trace, settings).works) if needs_scan(recipe, trace) else 0
     scanned += 0 if recipe.protect is None else len(ProtectionPlan.of(trace, settings, layers).works)
     first = walked + units if units or (plan is not None and plan.path is not None) else 0
     return scanned + first + (0 if recipe.calibration == "none" else walked)
@@ -303,39 +283,6 @@ def _round(
     return rounding
 
 
-def _announcement(
-    pipeline: Any,
-    denoiser: Denoiser,
-    names: Sequence[str],
-    recipe: Recipe,
-    settings: CalibrationSettings,
-    trace: Trace,
-    plan: CorrectionPlan | None,
-    checkpoint: Checkpoint,
-) -> str:
-    """What it will take, in a sentence or two; of an interrupted run, what is left of it."""
-    module, units = denoiser.module, count_units(denoiser.module, names, recipe)
-    passes = {"progressive": 2, "full_precision": 1, "none": 0}[recipe.calibration]
-    passes += plan is not None and plan.needs_floats
-    done = passes * checkpoint.count()
-    if plan is not None and not plan.needs_floats and not units:  # a trajectory of the correction's own
-        passes, done = passes + 1, done + checkpoint.part("trajectory").count()
-    kept = 0 if plan is None else plan.memory_bytes(module, trace, len(settings.prompts))
-    cost = estimate_cost(pipeline, module, settings, trace, passes, kept, done)
-    text = cost.sentence()
-    if recipe.protect is not None:
-        found = checkpoint.part("protecting").count()
-        text += f" {protection_sentence(settings, trace, len(names), found, cost.pass_seconds)}"
-    if _needs_scan(recipe, trace):
-        text += f" {scan_sentence(settings, trace, cost.pass_seconds)}"
-    if recipe.split_shortcuts and next(split_convolutions(module), None) is None:
-        text += f" {type(module).__name__} joins no skip connections: split_shortcuts changes nothing."
-    if not units:
-        return text
-    rounding = estimate_rounding(module, names, recipe, settings, trace, checkpoint, cost.pass_seconds)
-    return f"{text} {rounding.sentence('Before it' if passes else 'Of the weights')}"
-
-
 def _checkpoint(
     folder: str | Path | None, pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings
 ) -> Checkpoint:
@@ -343,46 +290,6 @@ def _checkpoint(
     if folder is None:
         return Checkpoint(None, {})
     return Checkpoint(Path(folder), fingerprint(pipeline, denoiser, recipe, settings))
-
-
-def fingerprint(pipeline: Any, denoiser: Denoiser, recipe: Recipe, settings: CalibrationSettings) -> dict[str, Any]:
-    """Everything that determines the result, to tell whether unfinished work belongs to this command."""
-    weights = [f"{name}:{digest(tensor)}" for name, tensor in sorted(denoiser.module.state_dict().items())]
-    joined = torch.frombuffer(bytearray("".join(weights).encode()), dtype=torch.uint8)
-    return {
-        "recipe": recipe.to_dict(),
-        **settings.to_dict(),
-        **pipeline_facts(pipeline),
-        "scheduler_config": scheduler_config(pipeline),
-        "weights_sha256": digest(joined),
-        "dtype": _dtype(denoiser),
-        "device": next(denoiser.module.parameters()).device.type,
-        "threads": torch.get_num_threads(),
-        "kernels": _kernels(denoiser, recipe),
-        "attention": running_attention(denoiser.module),
-        "versions": _versions(),
-    }
-
-
-def _kernels(denoiser: Denoiser, recipe: Recipe) -> dict[str, str]:
-    """What runs the layers here: two kernels differ in last bits, and a run must not change over to another halfway.
-
-    Raises:
-        InputError: nothing runs them on this device.
-    """
-    device = next(denoiser.module.parameters()).device.type
-    widths = {recipe.activations.num_bits, *([recipe.relax.bits] if recipe.relax is not None else [])}
-    features = LayerForm.of(recipe).features(recipe.weights.num_bits)
-    return {
-        f"{operation}, {bits} bits": select(operation, device, bits, features).name
-        for operation in ("linear", "conv2d")
-        for bits in sorted(widths)
-    }
-
-
-def _dtype(denoiser: Denoiser) -> str:
-    """Floating-point type of the denoiser before it is quantized."""
-    return str(next(denoiser.module.parameters()).dtype).removeprefix("torch.")
 
 
 def _settings(
@@ -433,50 +340,3 @@ def _check_not_quantized(pipeline: Any, denoiser: Denoiser, recipe: Recipe) -> N
     is_split = next(split_convolutions(denoiser.module), None) is not None
     if next(quantized_layers(denoiser.module), None) is not None or (is_split and not recipe.split_shortcuts):
         raise InputError("A calibration of this pipeline failed and left it half quantized; open the pipeline again.")
-
-
-def _record(
-    denoiser: Denoiser,
-    circumstances: Mapping[str, Any],
-    settings: CalibrationSettings,
-    trace: Trace,
-    result: CalibrationResult,
-    rounding: RoundedWeights,
-    protected: ProtectedLayers | None,
-    relaxed: RelaxedSteps | None,
-) -> dict[str, Any]:
-    """What halftone.json says of the calibration. No times: the same command must give the same bytes."""
-    correction = output_correction(denoiser.module)
-    scanned = 0 if relaxed is None else relaxed.passes * relaxed.prompts
-    scanned += 0 if protected is None else protected.passes * protected.prompts
-    passes = result.denoiser_passes_per_prompt + rounding.passes_per_prompt + scanned / len(settings.prompts)
-    return {
-        **settings.to_dict(),
-        **circumstances,
-        "denoiser": denoiser.name,
-        "timesteps": list(trace.timesteps),
-        "denoiser_passes_per_prompt": passes,
-        "rounding_passes_per_prompt": rounding.passes_per_prompt,
-        **({} if protected is None else {"protected": protected.to_dict()}),
-        **({} if relaxed is None else {"relaxed": relaxed.to_dict()}),
-        **({} if correction is None else {"correction": correction.extremes()}),
-    }
-
-
-def _circumstances(pipeline: Any, denoiser: Denoiser, recipe: Recipe) -> dict[str, Any]:
-    """What the result depends on besides the settings, as far as the record tells it; of a denoiser that is not
-    quantized yet."""
-    return {
-        **pipeline_facts(pipeline),
-        "dtype": _dtype(denoiser),
-        "device": pipeline.device.type,
-        "threads": torch.get_num_threads(),
-        "kernels": _kernels(denoiser, recipe),
-        "attention": running_attention(denoiser.module),
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("halftone", "torch", "diffusers", "transformers")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

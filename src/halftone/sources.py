@@ -158,11 +158,6 @@ def content_sha256(source: str | Path) -> str:
     return hashlib.sha256(json.dumps(file_digests(folder), sort_keys=True).encode()).hexdigest()
 
 
-def pipeline_facts(pipeline: Any) -> Mapping[str, Any]:
-    """Names that identify what ran: pipeline and scheduler class."""
-    return {"pipeline": type(pipeline).__name__, "scheduler": type(pipeline.scheduler).__name__}
-
-
 def _check_index(folder: Path) -> None:
     try:
         index = parse_json((folder / _INDEX).read_text(encoding="utf-8"))

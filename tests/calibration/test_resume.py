@@ -11,8 +11,9 @@ from pipelines import tiny_sd, tiny_sdxl
 
 import halftone
 from halftone.artifact.config import quantized_digest
+from halftone.calibration.record import fingerprint
 from halftone.errors import CalibrationError, InputError, OutputError
-from halftone.quantization import check_target, fingerprint
+from halftone.quantization import check_target
 
 PROMPTS = ["a red cube", "a blue ball"]
 PNDM_CALLS = 5

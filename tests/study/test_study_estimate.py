@@ -8,9 +8,12 @@ import pytest
 from halftone.recipe import Recipe
 from halftone.study import estimate as module
 from halftone.study import estimate_study
-from halftone.study.estimate import Forecast, Speed, Work, calibration_seconds, measured_speed
+from halftone.study import forecast as forecast_module
+from halftone.study.estimate import Work, calibration_seconds
+from halftone.study.forecast import Forecast
 from halftone.study.models import ModelPlan, Models
 from halftone.study.request import check_request
+from halftone.study.speed import Speed, measured_speed
 
 SPEED = Speed(
     float_step=1.0,
@@ -108,7 +111,7 @@ def now(monkeypatch):
     class Now:
         seconds = 1000.0
 
-    monkeypatch.setattr(module.time, "monotonic", lambda: Now.seconds)
+    monkeypatch.setattr(forecast_module.time, "monotonic", lambda: Now.seconds)
     return Now
 
 

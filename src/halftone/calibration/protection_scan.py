@@ -22,22 +22,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from halftone.calibration.checkpoint import Checkpoint
 from halftone.calibration.lockstep import check_finite, explaining_refusal, input_key, prediction_of
 from halftone.calibration.observation import observing
+from halftone.calibration.pieces import Pieces
 from halftone.calibration.protection import LayerErrors, LayerShares, most_harmful, settled
 from halftone.calibration.relaxation import probed_calls
+from halftone.calibration.rounded_layers import Table, find_measured, find_ranges, rounded_forward, table_of
 from halftone.calibration.run import check_weights, evaluating, grid_of, run_pipeline
 from halftone.calibration.settings import CalibrationSettings
-from halftone.calibration.stages import PROTECTING, Advance, Stages
+from halftone.calibration.stages import PROTECTING, Stages
 from halftone.calibration.trace import Trace
 from halftone.denoiser import Denoiser, as_output
-from halftone.layers import QuantizedConv2d, QuantizedLinear
 from halftone.microbatch import batch_size, in_micro_batches, pick_arguments, replaced_forward
-from halftone.numerics import QParams, dequantize, measured_qparams, quantize, range_to_qparams
+from halftone.numerics import QParams
 from halftone.quantities import time_text
 from halftone.recipe import Recipe
 from halftone.weight_grid import WeightGrid
@@ -47,9 +47,6 @@ __all__ = ["ProtectedLayers", "ProtectionPlan", "find_protected_layers", "protec
 PROMPTS = 2  # of the calibration's; a prediction has thousands of elements to average over
 CALLS = 4  # of the trajectory, on which layers are rounded
 TOGETHER = 2  # with all layers rounded, and with all but the chosen ones
-
-Layer = nn.Linear | nn.Conv2d
-FindRange = Callable[[Tensor], QParams]
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,7 @@ class _Scan:
         stages: Stages,
     ):
         self.pipeline, self.denoiser, self.layers, self.recipe = pipeline, denoiser, layers, recipe
-        self.settings, self.trace, self.finished, self.stages = settings, trace, finished, stages
+        self.settings, self.trace = settings, trace
         assert recipe.protect is not None
         self.budget = recipe.protect.operations
         self.plan = ProtectionPlan.of(trace, settings, len(layers))
@@ -210,9 +207,8 @@ class _Scan:
         self.calls: list[_Call] = []
         self.grids: dict[str, WeightGrid] = {}
         self.multiplications = [0] * len(layers)
-        self.resumed = 0
+        self.pieces = Pieces(PROTECTING, self.plan.works, finished, stages)
         self._inputs: list[str] = []
-        self._pieces = 0
 
     def run(self) -> ProtectedLayers:
         started = time.perf_counter()
@@ -235,7 +231,7 @@ class _Scan:
             calls=self.plan.looked,
             passes=sum(works) if tried else sum(works[:-1]),
             prompts=self.plan.prompts,
-            resumed_pieces=self.resumed,
+            resumed_pieces=self.pieces.resumed,
             seconds=time.perf_counter() - started,
         )
 
@@ -243,7 +239,7 @@ class _Scan:
         """In the place of the denoiser's forward: its prediction, and keeps the calls on which layers are rounded."""
         number, key = len(self._inputs), input_key(args, kwargs)
         label = f"step {number + 1} of {self.plan.calls} (timestep {self.trace.timesteps[number]:g})"
-        tensors = self._piece(key, lambda: self._look(number, label, args, kwargs))
+        tensors = self.pieces.next(key, lambda: self._look(number, label, args, kwargs))
         self._inputs.append(key)
         prediction = self._placed(tensors["prediction"])
         if number in self.plan.looked:
@@ -268,9 +264,7 @@ class _Scan:
         tensors = {"prediction": prediction, "multiplications": torch.tensor(list(counts.values()))}
         if scheme.granularity == "token":
             return tensors
-        ranges = [observers[name].range(scheme.num_bits, scheme.symmetric) for name in self.layers]
-        made = [range_to_qparams(lo, hi, scheme.num_bits, scheme.symmetric) for lo, hi in ranges]
-        scales, zeros = torch.stack([one.scale for one in made]), torch.stack([one.zero_point for one in made])
+        scales, zeros = find_ranges(observers, scheme, scheme.num_bits)
         return {**tensors, "scale": scales, "zero point": zeros}
 
     def _alone(self, name: str) -> float:
@@ -282,7 +276,7 @@ class _Scan:
             parts = dict(zip(("scale", "zero point"), grid.tensors, strict=False))
             return {**parts, "squared": self._squared_error([name], f"with layer {name} rounded")}
 
-        tensors = self._piece(f"{self._digest()}:{name}", measure)
+        tensors = self.pieces.next(f"{self._digest()}:{name}", measure)
         parts = [self._placed(tensors[part]) for part in ("scale", "zero point") if part in tensors]
         self.grids[name] = WeightGrid(scheme.num_bits, parts[0], parts[1] if parts[1:] else None, scheme.group_size)
         return float(tensors["squared"])
@@ -301,7 +295,7 @@ class _Scan:
             return {"squared": self._squared_error(rounded, f"with {len(rounded)} layers rounded")}
 
         named = "\n".join([self._digest(), *rounded])
-        return float(self._piece(hashlib.sha256(named.encode()).hexdigest(), measure)["squared"])
+        return float(self.pieces.next(hashlib.sha256(named.encode()).hexdigest(), measure)["squared"])
 
     def _squared_error(self, names: Sequence[str], words: str) -> Tensor:
         """Over the scan's calls, of the prediction with these layers rounded; float64."""
@@ -316,41 +310,25 @@ class _Scan:
     @contextmanager
     def _rounding(self, names: Sequence[str], call: _Call) -> Iterator[None]:
         """Within the context these layers compute with rounded weights and inputs."""
-        scheme = self.recipe.activations
         with ExitStack() as stack:
             for name in names:
                 layer = self.layers[name]
-                found: FindRange = partial(measured, layer, num_bits=scheme.num_bits, symmetric=scheme.symmetric)
-                forward = rounded_forward(layer, self.grids[name], found if call.table is None else call.table[name])
+                measured = find_measured(layer, self.recipe.activations)
+                found = measured if call.table is None else partial(_always, call.table[name])
+                forward = rounded_forward(layer, self.grids[name], found)
                 stack.enter_context(replaced_forward(layer, forward))
             yield
 
-    def _table(self, tensors: Mapping[str, Tensor]) -> dict[str, FindRange] | None:
+    def _table(self, tensors: Mapping[str, Tensor]) -> Table | None:
         """How the inputs of the layers are rounded at a call; None if each is measured."""
         if "scale" not in tensors:
             return None
-        bits = self.recipe.activations.num_bits
         scales, zeros = self._placed(tensors["scale"]), self._placed(tensors["zero point"])
-        found = (QParams(scale, zero, bits) for scale, zero in zip(scales, zeros, strict=True))
-        return {name: partial(_always, qparams) for name, qparams in zip(self.layers, found, strict=True)}
+        return table_of(self.layers, scales, zeros, self.recipe.activations.num_bits)
 
     def _digest(self) -> str:
         """Of all that went into the denoiser."""
         return hashlib.sha256("".join(self._inputs).encode()).hexdigest()
-
-    def _piece(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The next piece, from disk or made and kept."""
-        number, works = self._pieces, self.plan.works
-        tensors = self.finished.load(number, key)
-        replayed = tensors is not None
-        if tensors is None:
-            tensors = {name: tensor.cpu() for name, tensor in make().items()}
-            self.finished.save(number, key, tensors)
-        self.resumed += replayed
-        self._pieces += 1
-        left = sum(works[self._pieces :])
-        self.stages.tell(Advance(PROTECTING, self._pieces, len(works), works[number], left, replayed))
-        return tensors
 
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self.denoiser.module.parameters()).device)
@@ -364,39 +342,12 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     prediction: Tensor
-    table: Mapping[str, FindRange] | None
+    table: Table | None
     label: str
 
 
 def _always(qparams: QParams, _: Tensor) -> QParams:
     return qparams
-
-
-def measured(layer: Layer, x: Tensor, num_bits: int, symmetric: bool) -> QParams:
-    """Parameters of the range of each row of a linear layer's input, of each image of a convolution's, as layers that
-    measure at inference have them."""
-    dims = (QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear).range_dims
-    return measured_qparams(x.amin(dims, keepdim=True), x.amax(dims, keepdim=True), num_bits, symmetric)
-
-
-def rounded_forward(layer: Layer, grid: WeightGrid, find_range: FindRange) -> Callable[[Tensor], Tensor]:
-    """The forward of a layer with its weights on a grid, to nearest, and its input through integers and back.
-
-    The weights are rounded in each call, so that their rounded copy lives no longer than that.
-    """
-
-    def forward(input: Tensor) -> Tensor:
-        weight = grid.values(grid.codes(layer.weight)).to(layer.weight.dtype)
-        x = input
-        if input.numel():
-            found = find_range(input)
-            codes = quantize(input, found.scale, found.zero_point, found.num_bits)
-            x = dequantize(codes, found.scale, found.zero_point).to(input.dtype)
-        if isinstance(layer, nn.Conv2d):
-            return layer._conv_forward(x, weight, layer.bias)
-        return functional.linear(x, weight, layer.bias)
-
-    return forward
 
 
 @contextmanager

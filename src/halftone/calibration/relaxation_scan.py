@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -25,25 +25,24 @@ from torch import Tensor, nn
 from halftone.calibration.checkpoint import Checkpoint, digest
 from halftone.calibration.lockstep import check_finite, explaining_refusal, input_key, prediction_of
 from halftone.calibration.observation import observing
+from halftone.calibration.pieces import Pieces
 from halftone.calibration.relaxation import StepErrors, interpolated_gains, most_helpful, probed_calls
+from halftone.calibration.rounded_layers import Table, find_ranges, rounding_inputs, table_of
 from halftone.calibration.run import run_pipeline
 from halftone.calibration.settings import CalibrationSettings
-from halftone.calibration.stages import RELAXING, Advance, Stages
+from halftone.calibration.stages import RELAXING, Stages
 from halftone.calibration.trace import Trace
 from halftone.denoiser import Denoiser, as_output
 from halftone.microbatch import in_micro_batches
-from halftone.numerics import QParams, dequantize, quantize, range_to_qparams
 from halftone.quantities import time_text
 from halftone.recipe import Recipe
 
-__all__ = ["RelaxedSteps", "ScanPlan", "find_relaxed_steps", "scan_sentence"]
+__all__ = ["RelaxedSteps", "ScanPlan", "find_relaxed_steps", "needs_scan", "scan_sentence"]
 
 PROMPTS = 4  # of the calibration's; a trajectory's latents have thousands of elements to average over
 PROBES = 20  # calls whose gain is measured
 OBSERVED = 3  # passes of an observed call
 SIDES = ("auto", "start", "end")
-
-Table = dict[str, QParams]
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,12 @@ class ScanPlan:
         return (*[OBSERVED] * self.calls, *[self.calls - 1 - call for call in self.probed], *[self.calls] * len(SIDES))
 
 
+def needs_scan(recipe: Recipe, trace: Trace) -> bool:
+    """Whether there is a choice of relaxed steps to make."""
+    total = len(trace.distinct)
+    return recipe.finds_slots and 0 < recipe.num_relaxed(total) < total
+
+
 def scan_sentence(settings: CalibrationSettings, trace: Trace, pass_seconds: float | None) -> str:
     """One line for the person who waits, to follow that of the calibration.
 
@@ -161,7 +166,7 @@ class _Scan:
         stages: Stages,
     ):
         self.pipeline, self.denoiser, self.layers, self.recipe = pipeline, denoiser, layers, recipe
-        self.settings, self.trace, self.finished, self.stages = settings, trace, finished, stages
+        self.settings, self.trace = settings, trace
         assert recipe.relax is not None
         self.bits = (recipe.activations.num_bits, recipe.relax.bits)
         self.plan = ScanPlan.of(trace, settings)
@@ -169,8 +174,7 @@ class _Scan:
         self.walk = in_micro_batches(denoiser.module.forward, settings.batch_size * max(1, trace.rows))
         self.calls: list[_Observed] = []
         self.latents = torch.empty(0)
-        self.resumed = 0
-        self._pieces = 0
+        self.pieces = Pieces(RELAXING, self.plan.works, finished, stages)
 
     def run(self) -> RelaxedSteps:
         started = time.perf_counter()
@@ -190,7 +194,7 @@ class _Scan:
         best = min(SIDES, key=lambda side: final[side])
         passes = sum(self.plan.works)
         seconds = time.perf_counter() - started
-        return RelaxedSteps(choices[best], best, errors, final, passes, self.plan.prompts, self.resumed, seconds)
+        return RelaxedSteps(choices[best], best, errors, final, passes, self.plan.prompts, self.pieces.resumed, seconds)
 
     def _run(self, forward: Callable[..., Any]) -> Tensor:
         return run_pipeline(self.pipeline, self.denoiser, self.settings, forward, self.prompts).double()
@@ -198,7 +202,7 @@ class _Scan:
     def _observe(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of the denoiser's forward: its prediction, and notes the errors of both widths."""
         number = len(self.calls)
-        tensors = self._piece(input_key(args, kwargs), lambda: self._look(number, args, kwargs))
+        tensors = self.pieces.next(input_key(args, kwargs), lambda: self._look(number, args, kwargs))
         self.calls.append(_Observed.from_tensors(tensors, self.layers, self.bits))
         return as_output(self._placed(self.calls[-1].prediction), kwargs)
 
@@ -212,11 +216,8 @@ class _Scan:
         check_finite(prediction, label)
         tensors, norms = {"prediction": prediction}, []
         for width, bits in enumerate(self.bits):
-            ranges = [observers[name].range(bits, scheme.symmetric) for name in self.layers]
-            made = [range_to_qparams(lo, hi, bits, scheme.symmetric) for lo, hi in ranges]
-            scales, zeros = torch.stack([one.scale for one in made]), torch.stack([one.zero_point for one in made])
-            table = _table(self.layers, scales, zeros, bits)
-            with rounding_inputs(self.layers, table):
+            scales, zeros = find_ranges(observers, scheme, bits)
+            with rounding_inputs(self.layers, table_of(self.layers, scales, zeros, bits)):
                 error = prediction_of(self.walk(*args, **kwargs)) - prediction
             check_finite(error, f"{label}, rounded to {bits} bits")
             tensors |= {f"scale {width}": scales, f"zero point {width}": zeros}
@@ -234,7 +235,7 @@ class _Scan:
             moved = self._run(self._replay(call, change)) if size else self.latents
             return {"moved": (moved - self.latents).norm() / (size or 1.0)}
 
-        return float(self._piece(digest(change), measure)["moved"])
+        return float(self.pieces.next(digest(change), measure)["moved"])
 
     def _replay(self, call: int, change: Tensor) -> Callable[..., Any]:
         """A forward that answers as the first trajectory did up to a call, there with a change, and then runs."""
@@ -263,21 +264,7 @@ class _Scan:
             return {"error": (self._run(forward) - self.latents).norm() / self.latents.norm()}
 
         named = f"{tuple(relaxed)} {digest(self.latents)}"
-        return float(self._piece(hashlib.sha256(named.encode()).hexdigest(), measure)["error"])
-
-    def _piece(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The next piece, from disk or made and kept."""
-        number, works = self._pieces, self.plan.works
-        tensors = self.finished.load(number, key)
-        replayed = tensors is not None
-        if tensors is None:
-            tensors = {name: tensor.cpu() for name, tensor in make().items()}
-            self.finished.save(number, key, tensors)
-        self.resumed += replayed
-        self._pieces += 1
-        left = sum(works[self._pieces :])
-        self.stages.tell(Advance(RELAXING, self._pieces, len(works), works[number], left, replayed))
-        return tensors
+        return float(self.pieces.next(hashlib.sha256(named.encode()).hexdigest(), measure)["error"])
 
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self.denoiser.module.parameters()).device)
@@ -298,29 +285,7 @@ class _Observed:
         cls, tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module], bits: tuple[int, int]
     ) -> _Observed:
         narrow, wide = (
-            _table(layers, tensors[f"scale {width}"], tensors[f"zero point {width}"], bits[width]) for width in (0, 1)
+            table_of(layers, tensors[f"scale {width}"], tensors[f"zero point {width}"], bits[width]) for width in (0, 1)
         )
         narrow_norm, wide_norm = tensors["norms"].tolist()
         return cls(tensors["prediction"], (narrow, wide), (narrow_norm, wide_norm), tensors.get("error"))
-
-
-def _table(layers: Mapping[str, nn.Module], scales: Tensor, zeros: Tensor, bits: int) -> Table:
-    return {name: QParams(scale, zero, bits) for name, scale, zero in zip(layers, scales, zeros, strict=True)}
-
-
-@contextmanager
-def rounding_inputs(layers: Mapping[str, nn.Module], table: Table) -> Iterator[None]:
-    """Within the context the input of every layer goes through its integers and back before the layer gets it."""
-
-    def rounding(qparams: QParams) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, *others = args
-            scale, zero = qparams.scale.to(x.device), qparams.zero_point.to(x.device)
-            return (dequantize(quantize(x, scale, zero, qparams.num_bits), scale, zero).to(x.dtype), *others)
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(rounding(table[name])).remove)
-        yield

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from halftone.study.request import StudyRequest
     from halftone.study.results import StudyResults
 
+CalibrationPrompts = Annotated[
+    str | None, typer.Option("--calibration-prompts", help="A prompt file in the place of the plan's.")
+]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", help="Classifier-free guidance in the place of the plan's.")
+]
+
 
 def study(
     source: options.Source,
@@ -34,12 +41,8 @@ def study(
         list[str] | None,
         typer.Option("--prompts", help="NAME=FILE in the place of the plan's prompt set NAME; can be given again."),
     ] = None,
-    calibration_prompts: Annotated[
-        str | None, typer.Option("--calibration-prompts", help="A prompt file in the place of the plan's.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Classifier-free guidance in the place of the plan's.")
-    ] = None,
+    calibration_prompts: CalibrationPrompts = None,
+    guidance: Guidance = None,
     scheduler: options.Scheduler = None,
     seed: options.Seed = 0,
     batch_size: Annotated[

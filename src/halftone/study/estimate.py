@@ -1,75 +1,30 @@
-"""How long a study will take on this machine and how much disk, from a few denoiser calls timed here; and, while it
-runs, how much of that is left."""
+"""How long a study will take on this machine, and how much disk."""
 
 from __future__ import annotations
 
-import io
-import itertools
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import nn
-
-from halftone.denoiser import find_denoiser
-from halftone.generation import GenerationSettings, paint
-from halftone.qdiffbench.bench import load_judges
 from halftone.qdiffbench.contestants import Contestant
-from halftone.qdiffbench.fidelity import psnr, ssim
 from halftone.qdiffbench.gallery import FOLLOWED
-from halftone.qdiffbench.request import NOISE_FLOORS, Progress, ProgressBar
+from halftone.qdiffbench.request import NOISE_FLOORS
 from halftone.quantities import memory_text, time_text
-from halftone.quantization import quantize
 from halftone.recipe import products_of
-from halftone.schedulers import use_scheduler
-from halftone.sources import open_pipeline
 from halftone.study.kept_tables import KeptTables
 from halftone.study.models import ModelPlan, Models
 from halftone.study.plan import TablePlan
 from halftone.study.request import StudyRequest, check_request
+from halftone.study.speed import Speed, measured_speed
 
-__all__ = ["Forecast", "Speed", "StudyEstimate", "Work", "calibration_seconds", "estimate_study"]
+__all__ = ["SHARED", "StudyEstimate", "Work", "calibration_seconds", "estimate_study"]
 
-_TIMED_STEPS = 4
-_TIMED_RECIPE = "minmax-w8a8"  # one pass a step, nothing to round by
 _BYTES_BESIDE_IMAGE = 1500  # its record, features and share of the manifest
 _ROWS_A_PROMPT = 2  # the halves of guidance
 _SCANNED_PROMPTS, _SCANNED_STEPS = 4, 20  # of a choice of relaxed steps
-_SECONDS_BETWEEN_LINES = 60.0
 
 Kind = Literal["calibrating", "painting", "measuring"]
-_SHARED: tuple[Kind, ...] = ("calibrating", "painting")  # among several processes
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What was timed here, in seconds, and weighed.
-
-    Attributes:
-        float_step, quantized_step: a sampler step of one image, with quantized layers if they run 8 bits.
-        image: what an image takes besides its steps.
-        features: one image's features.
-        pair: comparing two images.
-        image_bytes: of an image's file.
-        latent_bytes: of the latents of one image after a step, as they are kept.
-        denoiser_weights: numbers in the denoiser.
-        other_bytes: of all other components.
-    """
-
-    float_step: float
-    quantized_step: float
-    image: float
-    features: float
-    pair: float
-    image_bytes: int
-    latent_bytes: int
-    denoiser_weights: int
-    other_bytes: int
+SHARED: tuple[Kind, ...] = ("calibrating", "painting")  # among several processes
 
 
 @dataclass(frozen=True)
@@ -110,7 +65,7 @@ class StudyEstimate:
         Args:
             world: processes that share calibrating and painting.
         """
-        return sum(work.seconds / (world if work.kind in _SHARED else 1) for work in self.works)
+        return sum(work.seconds / (world if work.kind in SHARED else 1) for work in self.works)
 
     def lines(self, world: int = 1) -> list[str]:
         """A line for each table and one for all of them, for the person who waits."""
@@ -246,185 +201,3 @@ def calibration_seconds(plan: ModelPlan, speed: Speed) -> float:
         passes += _SCANNED_PROMPTS * (6 * steps + min(steps, _SCANNED_STEPS) * steps / 2)
     quantized = plan.prompts * steps if recipe.calibration == "progressive" else 0
     return passes * speed.float_step + quantized * speed.quantized_step
-
-
-def measured_speed(request: StudyRequest, source: Contestant, table: TablePlan) -> Speed:
-    """Times a few images of few steps in full precision and quantized, and the judges of images.
-
-    Args:
-        table: whose guidance is taken.
-
-    Raises:
-        InputError: the model cannot be opened or painted with.
-    """
-    pipeline = open_pipeline(source.model_source, dtype=request.dtype, device=request.device, progress_bar=False)
-    if request.scheduler is not None:
-        use_scheduler(pipeline, request.scheduler)
-    settings = replace(request.settings_of(table), num_inference_steps=_TIMED_STEPS)
-    (prompt,) = request.calibration_texts(1)
-    denoiser = find_denoiser(pipeline)
-    weights = sum(tensor.numel() for tensor in denoiser.module.parameters())
-    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    others = [part for part in modules if part is not denoiser.module]
-    other_bytes = sum(t.numel() * t.element_size() for part in others for t in part.state_dict().values())
-    in_float = _timed(pipeline, prompt, settings)
-    sides: dict[str, Any] = {
-        name: side for name, side in (("height", settings.height), ("width", settings.width)) if side is not None
-    }
-    quantize(
-        pipeline,
-        _TIMED_RECIPE,
-        [prompt],
-        num_inference_steps=_TIMED_STEPS,
-        guidance_scale=settings.guidance_scale,
-        seed=request.seed,
-        **sides,
-    )
-    in_integers = _timed(pipeline, prompt, settings)
-    features, pair = _timed_judges(request, table, in_float.image)
-    return Speed(
-        float_step=in_float.step,
-        quantized_step=in_integers.step,
-        image=in_float.rest,
-        features=features,
-        pair=pair,
-        image_bytes=_png_bytes(in_float.image),
-        latent_bytes=in_float.latent_bytes,
-        denoiser_weights=weights,
-        other_bytes=other_bytes,
-    )
-
-
-@dataclass(frozen=True)
-class _Timed:
-    """An image that was painted, and how long a step took and the rest of it."""
-
-    image: Any
-    step: float
-    rest: float
-    latent_bytes: int
-
-
-def _timed(pipeline: Any, prompt: str, settings: GenerationSettings) -> _Timed:
-    paint(pipeline, prompt, settings.seed, settings)  # the first call of a model takes longer
-    marks, sizes = [], []
-
-    def on_step(step: int, latents: torch.Tensor) -> None:
-        marks.append(time.perf_counter())
-        sizes.append(2 * latents[0].numel())  # kept in half precision
-
-    began = time.perf_counter()
-    image = paint(pipeline, prompt, settings.seed, settings, on_step)
-    whole = time.perf_counter() - began
-    spans = [after - before for before, after in itertools.pairwise(marks)]
-    step = statistics.median(spans) if spans else whole / settings.num_inference_steps
-    rest = max(0.0, whole - step * settings.num_inference_steps)
-    return _Timed(image, step, rest, sizes[0] if sizes else 0)
-
-
-def _timed_judges(request: StudyRequest, table: TablePlan, image: Any) -> tuple[float, float]:
-    """Seconds for one image's features under all extractors, and for comparing a pair."""
-    judges = load_judges(request.bench_request(table, ()))
-    pixels = np.asarray(image.convert("RGB"))
-    count = 16  # as many as extractors see at a time
-    began = time.perf_counter()
-    for extractor in judges.extractors.values():
-        extractor.extract([pixels] * count, [""] * count)
-    features = (time.perf_counter() - began) / count
-    began = time.perf_counter()
-    psnr(pixels, pixels)
-    ssim(pixels, pixels)
-    return features, time.perf_counter() - began
-
-
-def _png_bytes(image: Any) -> int:
-    data = io.BytesIO()
-    image.save(data, format="PNG")
-    return len(data.getvalue())
-
-
-class Forecast:
-    """Tells from time to time how much of a study is left; estimates give way to what works of a kind really took.
-
-    Args:
-        works: what is to be done.
-        progress: makes a bar with a title.
-        announce: called with a line.
-        world: processes that share calibrating and painting.
-    """
-
-    def __init__(
-        self,
-        works: Sequence[Work],
-        progress: ProgressBar,
-        announce: Callable[[str], None],
-        world: int = 1,
-    ) -> None:
-        self._works = {(work.table, work.label): work for work in works}
-        self._models = {work.label: work for work in works if work.kind == "calibrating"}
-        self._progress, self._announce, self._world = progress, announce, world
-        self._left = list(works)
-        self._took: dict[str, tuple[float, float]] = {}  # kind -> seconds that it took, seconds that were expected
-        self._told = -_SECONDS_BETWEEN_LINES
-
-    def left(self) -> float:
-        """Seconds that are left."""
-        return sum(self._expected(work) for work in self._left)
-
-    def bar(self, table: str) -> ProgressBar:
-        """A maker of bars for the benchmark of a table."""
-
-        @contextmanager
-        def make(label: str) -> Iterator[Progress]:
-            self.tell()
-            began, seen = time.monotonic(), dict[str, int]()
-            with self._progress(label) as advance:
-
-                def noted(done: int, total: int) -> None:
-                    seen.setdefault("first", done)
-                    seen["total"] = total
-                    advance(done, total)
-
-                yield noted
-            work = self._works.get((table, label))
-            if work is not None:
-                self._finish(work, time.monotonic() - began, _share_done_now(seen))
-
-        return make
-
-    @contextmanager
-    def calibrating(self, name: str) -> Iterator[None]:
-        """Within it a model is made."""
-        self.tell()
-        began = time.monotonic()
-        yield
-        if name in self._models:
-            self._finish(self._models[name], time.monotonic() - began, 1.0)
-
-    def tell(self) -> None:
-        """Says how much is left, unless it was said just now."""
-        now = time.monotonic()
-        if self._left and now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
-            self._announce(f"The whole study: about {time_text(self.left())} left.")
-
-    def _finish(self, work: Work, seconds: float, share: float) -> None:
-        """A work is done, of which a share was done now and the rest found on disk."""
-        if work in self._left:
-            self._left.remove(work)
-        took, expected = self._took.get(work.kind, (0.0, 0.0))
-        self._took[work.kind] = (took + seconds, expected + share * work.seconds)
-
-    def _expected(self, work: Work) -> float:
-        took, expected = self._took.get(work.kind, (0.0, 0.0))
-        ratio = took / expected if expected > 0 else 1.0
-        return work.seconds * ratio / (self._world if work.kind in _SHARED else 1)
-
-
-def _share_done_now(seen: Mapping[str, int]) -> float:
-    """From the first and the last report of a bar: a first one that is late found what came before on disk."""
-    total = seen.get("total", 0)
-    if total <= 0:
-        return 0.0
-    first = seen["first"]
-    return 0.0 if first >= total > 1 else (total - first + 1) / total

@@ -15,7 +15,8 @@ from halftone.qdiffbench.environment import describe_environment
 from halftone.qdiffbench.ranks import Ranks
 from halftone.qdiffbench.request import Progress, ProgressBar, claim
 from halftone.recipe import products_of
-from halftone.study.estimate import Forecast, estimate_study
+from halftone.study.estimate import estimate_study
+from halftone.study.forecast import Forecast
 from halftone.study.kept_tables import KeptTables, sha256_of
 from halftone.study.kept_time import kept_seconds
 from halftone.study.models import ModelPlan, Models, StageBars, no_stages
