@@ -169,11 +169,18 @@ def _environment():
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def _hear_interrupts():
+    """A shell has its background jobs ignore Ctrl-C, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_ends_a_run_with_its_children(tmp_path):
     arguments = ["--model", "mini-sd", "--threads", "1", "--work", str(tmp_path), "--out", str(tmp_path / "speed.json")]
-    process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    )
     try:
         assert process.stderr is not None
         assert any("making" in line for line in process.stderr)
